@@ -1,0 +1,59 @@
+"""What every settings model is made of, and values that the search may choose."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+class Settings(BaseModel):
+    """A frozen pydantic model that refuses unknown keys. Every component's settings are one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Range(Settings):
+    """An interval that the search draws from."""
+
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
+    log: bool = Field(False, description="draw on a logarithmic scale")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be above 0 on a logarithmic scale, found {self.low}")
+        return self
+
+
+class Choice(Settings):
+    """A list that the search picks from."""
+
+    choices: tuple[bool | int | float | str, ...] = Field(
+        min_length=1, description="the values to pick from"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Range) or (isinstance(value, dict) and {"low", "high"} & set(value)):
+        return "range"
+    if isinstance(value, Choice) or (isinstance(value, dict) and "choices" in value):
+        return "choice"
+    return "value"
+
+
+def searched(value_type: Any) -> Any:
+    """The type of a setting that is a value, a `Range` or a `Choice`.
+
+    The kind is told apart before validation, so that a wrong number is reported once, as a wrong
+    number, and not three times as three wrong kinds.
+    """
+    return Annotated[
+        Annotated[value_type, Tag("value")]
+        | Annotated[Range, Tag("range")]
+        | Annotated[Choice, Tag("choice")],
+        Discriminator(_kind),
+    ]

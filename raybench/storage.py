@@ -1,0 +1,135 @@
+"""The storage seam: every file goes through it, a local path or a bucket alike (fsspec).
+
+Writing is atomic: a reader sees the whole file or none of it. Locally that is a temporary file,
+flushed to the disk and renamed; object stores show an object only once it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from raybench.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Files below one root, which is a local path or any URL that fsspec knows (`s3://...`)."""
+
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine."""
+        return "://" not in self.root or self.root.startswith("file://")
+
+    def path(self, name: str = "") -> str:
+        """The full path or URL of `name`; the local ones are absolute.
+
+        Raises:
+            StorageError: `name` leaves the root.
+        """
+        if name.startswith(("/", "\\")) or ".." in Path(name).parts:
+            raise StorageError(f"{name!r} leads out of {self.root}: use a path below it")
+        if self.is_local:
+            base = Path(self.root.removeprefix("file://")).expanduser().absolute()
+            return str(base / name) if name else str(base)
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
+
+    def _fs(self) -> Any:
+        try:
+            return fsspec.core.url_to_fs(self.path())[0]
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"{self.root}: no reader for this address ({error})") from error
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._fs().exists(self.path(name)))
+
+    def is_dir(self, name: str = "") -> bool:
+        """Whether `name` is a folder."""
+        return bool(self._fs().isdir(self.path(name)))
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names right below `folder`, sorted; empty where there is no such folder."""
+        try:
+            found = self._fs().ls(self.path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            StorageError: it is not there or cannot be read.
+        """
+        try:
+            return bytes(self._fs().cat_file(self.path(name)))
+        except (OSError, ValueError) as error:
+            reason = type(error).__name__ if not str(error) else str(error)
+            raise StorageError(f"{self.path(name)}: cannot be read ({reason})") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, atomically; folders on the way are made.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        path = self.path(name)
+        try:
+            if not self.is_local:
+                self._fs().pipe_file(path, data)
+                return
+            _write_local(Path(path), data)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error})") from error
+
+    def append_line(self, name: str, line: str) -> None:
+        """Add one line to a local file and see it onto the disk.
+
+        Raises:
+            StorageError: the root is not local, or the file cannot be written.
+        """
+        if not self.is_local:
+            raise StorageError(f"{self.path(name)}: only a local file can be appended to")
+        path = Path(self.path(name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error})") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+        if self.exists(name):
+            self._fs().rm(self.path(name), recursive=True)
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """The names of all files below `folder`, relative to the root, sorted."""
+        base = self.path()
+        prefix = len(base.split("://")[-1].rstrip("/")) + 1
+        for found in sorted(self._fs().find(self.path(folder))):
+            yield str(found).split("://")[-1][prefix:]
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
