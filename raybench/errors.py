@@ -23,7 +23,8 @@ class ConfigError(RaybenchError):
         self.problems = tuple(problems)
         count = len(self.problems)
         head = "1 mistake" if count == 1 else f"{count} mistakes"
-        super().__init__("\n".join([f"{head} in the configuration:", *(f"  {p}" for p in problems)]))
+        lines = [f"{head} in the configuration:", *(f"  {p}" for p in problems)]
+        super().__init__("\n".join(lines))
 
 
 class DataError(RaybenchError):

@@ -119,7 +119,7 @@ class Storage:
         base = self.path()
         prefix = len(base.split("://")[-1].rstrip("/")) + 1
         for found in sorted(self._fs().find(self.path(folder))):
-            yield str(found).split("://")[-1][prefix:]
+            yield str(found).split("://")[-1][prefix:].lstrip("/")
 
 
 def _write_local(path: Path, data: bytes) -> None:

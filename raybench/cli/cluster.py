@@ -1,0 +1,70 @@
+"""Joining a Ray cluster, or starting Ray on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from raybench.errors import ExecutionError
+from raybench.executor import Execution
+
+# glibc gives large blocks back to the kernel after every layer, and the page faults cost more than
+# the arithmetic; these keep the memory. They have to be in a worker's environment from its start.
+WORKER_ENV = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_TOP_PAD_": "67108864",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def start_ray(settings: Execution) -> str:
+    """Join the cluster that `RAY_ADDRESS` names or that this machine is a node of; else start Ray.
+
+    Returns:
+        One line that says which.
+
+    Raises:
+        ExecutionError: `RAY_ADDRESS` names a cluster that cannot be joined.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common = {
+        "runtime_env": {"env_vars": WORKER_ENV},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address or "auto", **common)
+    except (ConnectionError, ray.exceptions.RaySystemError, RuntimeError, ValueError) as error:
+        if address:
+            raise ExecutionError(
+                f"RAY_ADDRESS={address}: this cluster cannot be joined ({error}); start it, or "
+                "unset RAY_ADDRESS to run on this machine"
+            ) from error
+        ray.init(
+            address="local",
+            num_cpus=settings.cpus,
+            include_dashboard=False,
+            object_store_memory=settings.object_store_mb * 2**20,
+            **common,
+        )
+        return f"Ray started on this machine: {_size()}"
+    return f"joined a Ray cluster: {_size()}"
+
+
+def _size() -> str:
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0)
+    return f"{total.get('CPU', 0):g} cores" + (f", {gpus:g} GPUs" if gpus else ", no GPU")
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or stop the Ray that was started here."""
+    ray.shutdown()

@@ -1,0 +1,19 @@
+"""Data sets: readers that satisfy `raybench.types.Dataset`, decoding, preprocessing, the scan.
+
+A new data set is one file, and one name in `DatasetSettings`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raybench.data.covid_qu_ex import CovidQuEx
+from raybench.data.folder import Folder
+from raybench.data.phantom import Phantom
+
+DatasetSettings = Annotated[CovidQuEx | Folder | Phantom, Field(discriminator="name")]
+"""The settings of a data set, told apart by `name`; once parsed, they are the reader."""
+
+__all__ = ["CovidQuEx", "DatasetSettings", "Folder", "Phantom"]

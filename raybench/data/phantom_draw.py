@@ -1,0 +1,301 @@
+"""How a phantom is drawn: anatomy, exposure and noise first, then lesions on top.
+
+Anatomy is laid down in canonical coordinates (`x` to the right, `y` down, both 0 to 1) as layers of
+density, turned into grey levels by an exposure curve, and only then given lesions, so that a lesion
+changes its own pixels and no others. The shapes are schematic; no anatomical atlas stands behind
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from raybench.types import Gray, Mask
+
+Plane = NDArray[np.float32]
+"""A float32 `[size, size]` image."""
+
+Points = NDArray[np.float64]
+"""Canonical points, float64 `[n, 2]`, as (x, y)."""
+
+WHITE = 232.0
+"""The brightest grey level of the anatomy. What is above belongs to lesions and markers."""
+
+MIN_CHANGE = 2.0
+"""Grey levels that a lesion adds at the least, everywhere inside its mask."""
+
+CORNER = 0.13
+"""The two upper corners, as a share of the width, that no lung ever enters."""
+
+_RIGHT_LUNG = (
+    (0.380, 0.140), (0.440, 0.190), (0.458, 0.310), (0.450, 0.440), (0.436, 0.560),
+    (0.425, 0.675), (0.345, 0.655), (0.255, 0.685), (0.168, 0.780), (0.172, 0.640),
+    (0.190, 0.470), (0.235, 0.300), (0.305, 0.180),
+)  # fmt: skip
+_LEFT_LUNG = (
+    (0.620, 0.140), (0.695, 0.180), (0.765, 0.300), (0.810, 0.470), (0.828, 0.640),
+    (0.836, 0.790), (0.760, 0.715), (0.700, 0.700), (0.672, 0.620), (0.612, 0.500),
+    (0.568, 0.410), (0.578, 0.300), (0.560, 0.200),
+)  # fmt: skip
+_HEART = (
+    (0.465, 0.400), (0.430, 0.540), (0.425, 0.660), (0.480, 0.735), (0.610, 0.745),
+    (0.705, 0.715), (0.680, 0.610), (0.615, 0.490), (0.550, 0.400),
+)  # fmt: skip
+_BODY = (
+    (0.420, -0.10), (0.425, 0.035), (0.330, 0.085), (0.180, 0.110), (0.060, 0.190), (0.020, 0.340),
+    (0.085, 0.480), (0.105, 0.700), (0.095, 1.150), (0.905, 1.150), (0.895, 0.700), (0.915, 0.480),
+    (0.980, 0.340), (0.940, 0.190), (0.820, 0.110), (0.670, 0.085), (0.575, 0.035), (0.580, -0.10),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One anatomy, exposed, without lesions.
+
+    Attributes:
+        clean: grey levels before sensor noise, float32 `[size, size]`, 0 to `WHITE`.
+        noisy: the same with noise, float32 `[size, size]`, 0 to `WHITE`.
+        lungs: the lung on the image's left (the patient's right), then the other.
+    """
+
+    clean: Plane
+    noisy: Plane
+    lungs: tuple[Mask, Mask]
+
+    @property
+    def lung_mask(self) -> Mask:
+        """Both lungs, bool `[size, size]`."""
+        return self.lungs[0] | self.lungs[1]
+
+
+class _Canvas:
+    """Layers of one size, drawn in canonical coordinates and placed by one pose."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size = size
+        angle = np.deg2rad(rng.uniform(-5.0, 5.0))
+        scale = rng.uniform(0.97, 1.10, size=2)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        self._matrix = turn * scale
+        self._centre = np.array([0.5, 0.48])
+        self._shift = rng.uniform(-0.03, 0.03, size=2)
+
+    def pixels(self, points: Points) -> NDArray[np.int32]:
+        """Fixed-point pixel positions (4 fractional bits), int32 `[n, 2]`."""
+        placed = (points - self._centre) @ self._matrix.T + self._centre + self._shift
+        return np.round(placed * self.size * 16).astype(np.int32)
+
+    def blank(self) -> Gray:
+        return np.zeros((self.size, self.size), np.uint8)
+
+    def fill(self, layer: Gray, points: Points, value: int = 255, smooth: bool = True) -> None:
+        kind = cv2.LINE_AA if smooth else cv2.LINE_8
+        cv2.fillPoly(layer, [self.pixels(points)], value, kind, 4)
+
+    def stroke(self, layer: Gray, points: Points, width: float, value: int = 255) -> None:
+        thick = max(1, round(width * self.size))
+        cv2.polylines(layer, [self.pixels(points)], False, value, thick, cv2.LINE_AA, 4)
+
+    def soft(self, layer: NDArray[Any], sigma: float) -> Plane:
+        """The layer as float32 (255 becomes 1), blurred; `sigma` is a share of the width."""
+        plane = layer.astype(np.float32) * np.float32(1 / 255)
+        return _blur(plane, sigma * self.size)
+
+
+def _blur(plane: Plane, sigma: float) -> Plane:
+    """Gaussian blur; a wide one is made on a smaller grid, where it costs little."""
+    step = 4 if sigma >= 6 else 1
+    small = plane
+    if step > 1:
+        small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), max(sigma / step, 0.2), borderType=cv2.BORDER_REPLICATE)
+    if step > 1:
+        small = cv2.resize(small, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(small, np.float32)
+
+
+def _curve(control: Points, n: int = 10) -> Points:
+    """A closed smooth curve (Catmull-Rom) through the control points, `n` points a piece."""
+    t = np.linspace(0, 1, n, endpoint=False)[None, :, None]
+    before, here, after, later = (np.roll(control, s, axis=0)[:, None] for s in (1, 0, -1, -2))
+    piece = here + 0.5 * t * (
+        after - before
+        + t * (2 * before - 5 * here + 4 * after - later
+               + t * (3 * (here - after) + later - before))
+    )  # fmt: skip
+    return np.asarray(piece.reshape(-1, 2))
+
+
+def smooth_noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> Plane:
+    """Smooth noise of about unit deviation, float32 `[size, size]`; the first octave has `cells`
+    cells a side, each further one twice as many at two thirds of the weight."""
+    total = np.zeros((size, size), np.float32)
+    for octave in range(octaves):
+        side = cells * 2**octave + 2
+        grid = rng.standard_normal((side, side), dtype=np.float32)
+        grid *= np.float32(1.4 * 0.67**octave)
+        total += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+    return total
+
+
+def _lung_outlines(rng: np.random.Generator) -> tuple[Points, Points]:
+    """Two control polygons: their own widths, apices, diaphragms, and a little of everything."""
+    outlines = []
+    heart = rng.uniform(-0.02, 0.03)
+    depth = rng.uniform(-0.06, 0.03)
+    for side, template in enumerate((_RIGHT_LUNG, _LEFT_LUNG)):
+        points = np.array(template)
+        low = np.clip((points[:, 1] - 0.45) / 0.3, 0, 1)
+        points[:, 1] += low * (depth + rng.uniform(-0.03, 0.03))
+        points[:, 1] += (1 - low) * rng.uniform(-0.02, 0.03)
+        lateral = np.clip(np.abs(points[:, 0] - 0.5) / 0.33, 0, 1)
+        points[:, 0] += (1 if side else -1) * lateral * rng.uniform(-0.05, 0.025)
+        if side:
+            points[7:10, 0] += heart
+        outlines.append(points + rng.normal(0, 0.005, points.shape))
+    return outlines[0], outlines[1]
+
+
+def _draw_lungs(canvas: _Canvas, outlines: tuple[Points, Points]) -> tuple[Mask, Mask]:
+    masks = []
+    for outline in outlines:
+        layer = canvas.blank()
+        canvas.fill(layer, _curve(outline), smooth=False)
+        corner = int(np.ceil(CORNER * canvas.size)) + 1
+        layer[:corner, :corner] = 0
+        layer[:corner, -corner:] = 0
+        masks.append(layer > 0)
+    return masks[0], masks[1] & ~masks[0]
+
+
+def _ribs(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+    """Nine pairs of posterior ribs with a dense rim, and fainter, steeper anterior ends."""
+    layer = canvas.blank()
+    t = np.linspace(0, 1, 14)
+    gap, top = rng.uniform(0.066, 0.080), rng.uniform(0.13, 0.17)
+    slope, width = rng.uniform(0.04, 0.10), rng.uniform(0.020, 0.027)
+    for number in range(9):
+        reach = 0.20 + 0.155 * np.sqrt(min(1.0, (number + 0.6) / 5))
+        for side in (-1, 1):
+            y = top + number * gap + rng.normal(0, 0.003)
+            x = 0.5 + side * (0.035 + reach * np.sin(t * np.pi / 2))
+            back = np.stack([x, y - 0.035 * np.sin(np.pi * t) + slope * t**2], axis=1)
+            front = np.stack([x[4:], y + 0.11 + slope - 0.17 * (1 - t[4:]) ** 0.8], axis=1)
+            if number < 7:
+                canvas.stroke(layer, front[::-1], width * 0.9, 70)
+            canvas.stroke(layer, back, width, 255)
+            canvas.stroke(layer, back, width * 0.55, 175)
+    return layer
+
+
+def _bones(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+    """Spine with its discs, clavicles and the edges of the shoulder blades."""
+    layer = canvas.blank()
+    height = rng.uniform(0.046, 0.056)
+    for number in range(24):
+        y = -0.05 + number * height
+        box = [[0.468, y], [0.532, y], [0.532, y + height * 0.74], [0.468, y + height * 0.74]]
+        canvas.fill(layer, np.array(box), 130)
+    t = np.linspace(0, 1, 12)
+    lift = rng.uniform(-0.03, 0.03)
+    for side in (-1, 1):
+        y = 0.185 + lift - 0.075 * t + 0.02 * np.sin(2 * np.pi * t) + rng.normal(0, 0.006)
+        collar = np.stack([0.5 + side * (0.045 + 0.27 * t), y], axis=1)
+        canvas.stroke(layer, collar, 0.026, 235)
+        canvas.stroke(layer, collar, 0.013, 165)
+        blade = np.stack([0.5 + side * (0.40 - 0.07 * np.sin(t * 2)), 0.15 + 0.27 * t], axis=1)
+        canvas.stroke(layer, blade, 0.016, 90)
+        arm = np.array([[0.5 + side * 0.44, 0.19], [0.5 + side * 0.49, 0.52]])
+        canvas.stroke(layer, arm, 0.05, 120)
+    return layer
+
+
+def _vessels(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+    """Two trees that fan out of the hila and thin towards the edge of the lungs."""
+    layer = canvas.blank()
+    t = np.linspace(0, 1, 8)[:, None]
+    for side in (-1, 1):
+        root = np.array([0.5 + side * 0.065, 0.42]) + rng.normal(0, 0.01, 2)
+        angles = np.linspace(-1.2, 1.3, 6) + rng.normal(0, 0.14, 6)
+        for angle, length in zip(angles, rng.uniform(0.16, 0.34, 6), strict=True):
+            start = root + rng.normal(0, 0.018, 2)
+            swing = angle + rng.normal(0, 0.5) * t + rng.normal(0, 0.2) * np.sin(5 * t)
+            path = start + length * t * np.hstack([side * np.cos(swing), 1.1 * np.sin(swing)])
+            canvas.stroke(layer, path[:5], 0.009, 200)
+            canvas.stroke(layer, path[4:], 0.005, 150)
+            forks, turns = rng.integers(2, 7, 4), rng.normal(0, 0.7, 4)
+            for fork, turn in zip(forks, turns, strict=True):
+                way = angle + turn + 0.4 * np.sign(turn) + 0.4 * turn * t
+                reach = 0.4 * length * np.hstack([side * np.cos(way), np.sin(way)])
+                canvas.stroke(layer, path[fork] + t * reach, 0.004, 105)
+        canvas.stroke(layer, root + np.array([[0, -0.05], [side * 0.012, 0], [0, 0.06]]), 0.035, 90)
+    return layer
+
+
+def _soft_tissue(
+    canvas: _Canvas, rng: np.random.Generator, outlines: tuple[Points, Points]
+) -> Plane:
+    """Torso, abdomen below the diaphragm, mediastinum and heart: density, float32, 0 to about 1."""
+    body, belly, middle, heart = (canvas.blank() for _ in range(4))
+    canvas.fill(body, _curve(np.array(_BODY)))
+    right, left = outlines
+    domes = np.vstack([right[8:4:-1], left[7:4:-1]])
+    ends = [[0.93, domes[-1, 1] + 0.05], [0.93, 1.2], [0.07, 1.2], [0.07, domes[0, 1] + 0.05]]
+    canvas.fill(belly, np.vstack([domes, ends]))
+    wide = rng.uniform(0.045, 0.07)
+    edge = [[0.5 - wide, -0.05], [0.5 + wide, -0.05], [0.56 + wide / 3, 0.31], [0.57, 1.1]]
+    canvas.fill(middle, np.array([*edge, [0.44, 1.1], [0.455, 0.3]]))
+    canvas.fill(heart, _curve(np.array(_HEART) + rng.normal(0, 0.006, (len(_HEART), 2))))
+    weight = rng.uniform(0.8, 1.2, 4)
+    return np.asarray(
+        0.56 * weight[0] * canvas.soft(body, 0.014)
+        + 0.13 * weight[2] * canvas.soft(middle, 0.012)
+        + np.maximum(
+            0.17 * weight[1] * canvas.soft(belly, 0.010),
+            0.13 * weight[3] * canvas.soft(heart, 0.008),
+        ),
+        np.float32,
+    )
+
+
+def draw_scene(size: int, rng: np.random.Generator) -> Scene:
+    """Draw one anatomy, exposed and noisy. Nothing here knows of classes.
+
+    Args:
+        size: width and height in pixels.
+        rng: the anatomy's own stream.
+    """
+    canvas = _Canvas(size, rng)
+    outlines = _lung_outlines(rng)
+    lungs = _draw_lungs(canvas, outlines)
+    both = (lungs[0] | lungs[1]).astype(np.uint8) * np.uint8(255)
+    near, far = canvas.soft(both, 0.004), canvas.soft(both, 0.045)
+    density = _soft_tissue(canvas, rng, outlines)
+    weight = rng.uniform(0.8, 1.2, 5)
+    air = near * (0.55 + 0.45 * far)
+    density -= 0.42 * weight[0] * air
+    density += 0.095 * weight[1] * canvas.soft(_ribs(canvas, rng), 0.004)
+    density += 0.13 * weight[2] * canvas.soft(_bones(canvas, rng), 0.004)
+    density += 0.13 * weight[3] * canvas.soft(_vessels(canvas, rng), 0.0035) * near
+    density += 0.016 * weight[4] * smooth_noise(rng, size, 6, octaves=4)
+    clean = _expose(density, canvas, rng)
+    grain = rng.standard_normal((size, size), dtype=np.float32) * np.float32(rng.uniform(2, 5))
+    noisy = np.clip(clean + grain, 0, WHITE)
+    return Scene(clean, noisy, lungs)
+
+
+def _expose(density: Plane, canvas: _Canvas, rng: np.random.Generator) -> Plane:
+    """Grey levels: black and white points, gamma, an uneven beam and the sharpness all differ."""
+    low, high = rng.uniform(4, 28), rng.uniform(190, 230)
+    gamma = rng.uniform(0.8, 1.25)
+    tilt = rng.uniform(-0.06, 0.06, 2)
+    ramp = np.linspace(-1, 1, canvas.size, dtype=np.float32)
+    beam = (1 + tilt[0] * ramp[None, :] + tilt[1] * ramp[:, None]).astype(np.float32)
+    light = np.clip(density * beam, 0, 1.05) ** np.float32(gamma)
+    sharp = _blur(light, rng.uniform(0.0008, 0.0032) * canvas.size)
+    return np.clip(low + (high - low) * sharp, 0, WHITE).astype(np.float32)

@@ -1,0 +1,202 @@
+"""Looking at every image once before anything costly starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from raybench.data.tables import first_lines
+from raybench.errors import BadImageError, DataError
+from raybench.types import ChestXray, Dataset, Split, XrayRecord
+
+OnBadImage = Literal["stop", "skip"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What looking at every image found.
+
+    Attributes:
+        records: those that can be used, in the data set's order.
+        bad: one message for each that was skipped.
+        with_infection: `image_id`s whose infection mask has at least one pixel.
+        digest: 16 hexadecimal digits that stand for all usable images: names, labels, splits,
+            pixels and masks. The decoded pixels are what is hashed, so that a file written anew
+            without loss, or a data set without files, keeps its digest. Patients do not enter.
+    """
+
+    records: tuple[XrayRecord, ...]
+    bad: tuple[str, ...]
+    with_infection: frozenset[str]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    problem: str | None = None
+    infected: bool = False
+    digest: bytes = b""
+
+
+def scan(
+    dataset: Dataset,
+    splits: Sequence[Split],
+    on_bad_image: OnBadImage,
+    needs_lung_masks: bool,
+    n_threads: int = 8,
+    progress: Progress | None = None,
+) -> Scan:
+    """Decode every image and mask of some splits, and say what cannot be used.
+
+    Args:
+        dataset: any reader.
+        splits: those to look at.
+        on_bad_image: `stop` raises one error that lists all bad items; `skip` leaves them out.
+        needs_lung_masks: whether an image without a lung mask, or with an empty one, is bad.
+        n_threads: files decoded at the same time, at least 1.
+        progress: called in this thread with images done and images in all.
+
+    Raises:
+        DataError: the layout is wrong, or `stop` and at least one image or mask is bad.
+    """
+    records = [r for r in dataset.records() if r.split in splits]
+    looks = _look_at_all(dataset, records, needs_lung_masks, n_threads, progress)
+    bad = [look.problem for look in looks if look.problem is not None]
+    if bad and on_bad_image == "stop":
+        raise DataError(
+            f"{len(bad)} of {len(records)} images cannot be used; put them right, or set "
+            "on_bad_image: skip to leave them out:",
+            first_lines(bad),
+        )
+    good = [(r, look) for r, look in zip(records, looks, strict=True) if look.problem is None]
+    return Scan(
+        records=tuple(r for r, _ in good),
+        bad=tuple(bad),
+        with_infection=frozenset(r.image_id for r, look in good if look.infected),
+        digest=_digest(good),
+    )
+
+
+def check(
+    records: Sequence[XrayRecord],
+    dataset: Dataset,
+    splits: Sequence[Split],
+    explain_split: Split | None = "Test",
+) -> None:
+    """Whether the records are enough for a sweep.
+
+    Args:
+        records: those that can be used.
+        dataset: whose classes are meant.
+        splits: those that the sweep needs; each must hold each class.
+        explain_split: the one whose explanations are scored. It (and Val, where thresholds are
+            chosen) needs an image of the infection class with an infection mask, where it is among
+            `splits`. None: nothing is explained, so no infection mask is needed.
+
+    Raises:
+        DataError: one that lists everything missing.
+    """
+    found = {(r.split, r.label) for r in records}
+    problems = []
+    for split in splits:
+        lacking = [cls for cls in dataset.classes if (split, cls) not in found]
+        if len(lacking) == len(dataset.classes):
+            problems.append(f"{split}: expected images of this split, found no usable one")
+        else:
+            problems += [f"{split}/{cls}: expected images, found no usable one" for cls in lacking]
+    judged = () if explain_split is None else ("Val", explain_split)
+    masked = {r.split for r in records if r.label == dataset.infection_class and r.infection_mask}
+    for split in splits:
+        if split in judged and (split, dataset.infection_class) in found and split not in masked:
+            problems.append(
+                f"{split}/{dataset.infection_class}: expected infection masks to hold explanations "
+                "against, found none"
+            )
+    if problems:
+        raise DataError("the data set lacks what the sweep needs:", problems)
+
+
+def check_infection(found: Scan, dataset: Dataset, splits: Sequence[Split] = ("Test",)) -> None:
+    """Whether each split holds an image of the infection class with infection drawn in its mask.
+
+    Args:
+        found: a finished scan of at least these splits.
+        dataset: whose infection class is meant.
+        splits: those where explanations are scored or thresholds are chosen.
+
+    Raises:
+        DataError: in some split, every infection mask of that class is missing or empty.
+    """
+    drawn = {
+        r.split
+        for r in found.records
+        if r.label == dataset.infection_class and r.image_id in found.with_infection
+    }
+    lacking = [s for s in splits if s not in drawn]
+    if lacking:
+        raise DataError(
+            "no infection to hold explanations against:",
+            [
+                f"{split}/{dataset.infection_class}: expected at least one image whose infection "
+                "mask has a pixel set, found only missing or empty masks"
+                for split in lacking
+            ],
+        )
+
+
+def _look_at_all(
+    dataset: Dataset,
+    records: Sequence[XrayRecord],
+    needs_lung_masks: bool,
+    n_threads: int,
+    progress: Progress | None,
+) -> list[_Look]:
+    pool = ThreadPoolExecutor(max_workers=max(1, n_threads))
+    looks: list[_Look] = []
+    try:
+        for look in pool.map(lambda r: _look(dataset, r, needs_lung_masks), records):
+            looks.append(look)
+            if progress is not None:
+                progress(len(looks), len(records))
+    finally:
+        # Interrupted, or one failed: what has not begun is not begun any more.
+        pool.shutdown(cancel_futures=True)
+    return looks
+
+
+def _look(dataset: Dataset, record: XrayRecord, needs_lung_masks: bool) -> _Look:
+    try:
+        xray = dataset.load(record)
+    except BadImageError as error:
+        return _Look(problem=str(error))
+    if needs_lung_masks and (xray.lung_mask is None or not xray.lung_mask.any()):
+        what = "found none" if xray.lung_mask is None else "found an empty one"
+        return _Look(
+            problem=f"{record.image_id}: expected a lung mask, {what}; "
+            "set preprocess.lung_masking false to go without"
+        )
+    infected = xray.infection_mask is not None and bool(xray.infection_mask.any())
+    return _Look(infected=infected, digest=_pixels_digest(xray))
+
+
+def _pixels_digest(xray: ChestXray) -> bytes:
+    digest = hashlib.sha256()
+    for array in (xray.image, xray.lung_mask, xray.infection_mask):
+        if array is None:
+            digest.update(b"none;")
+        else:
+            digest.update(f"{array.dtype} {array.shape};".encode())
+            digest.update(array.tobytes())
+    return digest.digest()
+
+
+def _digest(good: Sequence[tuple[XrayRecord, _Look]]) -> str:
+    digest = hashlib.sha256()
+    for record, look in good:
+        digest.update("\0".join((record.image_id, record.split, record.label, "")).encode())
+        digest.update(look.digest)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""Where units of work run: in this process, or over Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from raybench.executor.jobs import Job, Outcome, Pool, run_jobs
+from raybench.executor.local import LocalPool
+from raybench.settings import Settings
+
+__all__ = ["Execution", "Job", "Outcome", "Pool", "make_pool", "run_jobs"]
+
+
+class Execution(Settings):
+    """Where explaining runs. (Training always runs as Ray Tune trials.)"""
+
+    mode: Literal["ray", "local"] = Field(
+        "ray", description="ray: actors over the cluster; local: in the driver's process"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="actors; null: as many as the cluster has room for"
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="cores, and threads, of each actor")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of each actor, fractions too; null: one where there is one"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images a forward pass; null: 64 on a GPU, 16 on a CPU"
+    )
+    cpus: int | None = Field(
+        None, ge=1, description="cores of a Ray that is started here; null: all of the machine"
+    )
+    object_store_mb: int = Field(
+        512, ge=80, description="memory of the object store of a Ray that is started here, MiB"
+    )
+
+
+def make_pool(settings: Execution, models: Callable[[str], bytes]) -> Pool:
+    """The pool that the settings ask for.
+
+    Args:
+        models: reads a checkpoint by its key.
+
+    Raises:
+        ExecutionError: the cluster has no room for a single worker.
+    """
+    if settings.mode == "local":
+        batch = settings.batch_size or (64 if torch.cuda.is_available() else 16)
+        return LocalPool(models, settings.cpus_per_worker, batch)
+    from raybench.executor.over_ray import RayPool
+    from raybench.executor.room import room_for
+
+    gpus, n_workers = room_for(settings.cpus_per_worker, settings.gpus_per_worker)
+    batch = settings.batch_size or (64 if gpus else 16)
+    workers = min(settings.workers or n_workers, n_workers)
+    return RayPool(models, workers, settings.cpus_per_worker, gpus, batch)

@@ -1,0 +1,202 @@
+"""Jobs and the one loop that drives them, wherever their units run.
+
+A task (an explainer, a prediction) plans, runs and merges; a pool does single units, in this
+process or over Ray; the loop here keeps a bounded number of units in flight, oldest job first, so
+that jobs finish in about their order and memory stays flat however many there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raybench.models.classifier import Classifier
+from raybench.types import Arrays, Unit
+
+
+class Task(Protocol):
+    """What can be fanned out: explainers and predictions."""
+
+    def plan(self, subject: Any, done: Mapping[str, Arrays], /) -> list[Unit]:
+        """The units needed next; none when `merge` can be called."""
+
+    def run(self, unit: Unit, classifier: Classifier | None, /) -> Arrays:
+        """Do one unit."""
+
+    def merge(self, subject: Any, done: Mapping[str, Arrays], /) -> Any:
+        """Put the answers together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One subject and what to do with it.
+
+    Attributes:
+        key: names the job for whoever asked.
+        model: key of the checkpoint its units need, or None.
+    """
+
+    key: Hashable
+    task: Task
+    subject: Any
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        result: what `merge` returned; None after an error.
+        error: one line, where a unit, the plan or the merge failed.
+        seconds: time that its units took, summed over workers.
+        n_forward: forward passes that were made for it.
+    """
+
+    key: Hashable
+    result: Any
+    error: str | None
+    seconds: float
+    n_forward: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a unit."""
+
+    ticket: int
+    arrays: Arrays | None
+    error: str | None
+    seconds: float
+
+
+class Pool(Protocol):
+    """Does single units. `submit` never blocks; `next` waits for any one to end."""
+
+    @property
+    def slots(self) -> int:
+        """How many units are worth having in flight."""
+
+    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
+        """Start a unit."""
+
+    def next(self) -> Answer:
+        """The next unit that ends. Only called with a unit in flight."""
+
+    def close(self) -> None:
+        """Let go of workers."""
+
+
+@dataclass(slots=True)
+class _Open:
+    job: Job
+    number: int
+    done: dict[str, Arrays] = field(default_factory=dict)
+    n_waiting: int = 0
+    seconds: float = 0.0
+    n_forward: int = 0
+    error: str | None = None
+
+
+def message(error: BaseException) -> str:
+    """One line that names the kind of error and says what it said."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+class _Loop:
+    def __init__(self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None]) -> None:
+        self._jobs = enumerate(jobs)
+        self._pool, self._on_unit = pool, on_unit
+        self._ready: list[tuple[int, int, Unit]] = []
+        self._open: dict[int, _Open] = {}
+        self._flying: dict[int, tuple[int, Unit]] = {}
+        self._tickets = itertools.count()
+        self._exhausted = False
+
+    def run(self) -> Iterator[Outcome]:
+        while True:
+            yield from self._pull()
+            while self._ready and len(self._flying) < self._pool.slots:
+                self._launch()
+            if not self._flying:
+                return
+            yield from self._land(self._pool.next())
+
+    def _pull(self) -> Iterator[Outcome]:
+        """Open jobs until there are units enough to keep the pool busy."""
+        while not self._exhausted and len(self._ready) + len(self._flying) < self._pool.slots:
+            pair = next(self._jobs, None)
+            if pair is None:
+                self._exhausted = True
+                return
+            number, job = pair
+            opened = _Open(job, number)
+            self._open[number] = opened
+            yield from self._advance(opened)
+
+    def _launch(self) -> None:
+        number, _, unit = heapq.heappop(self._ready)
+        opened = self._open[number]
+        ticket = next(self._tickets)
+        self._flying[ticket] = (number, unit)
+        model = opened.job.model if unit.needs_model else None
+        self._pool.submit(ticket, opened.job.task, unit, model)
+
+    def _land(self, answer: Answer) -> Iterator[Outcome]:
+        number, unit = self._flying.pop(answer.ticket)
+        opened = self._open[number]
+        opened.n_waiting -= 1
+        opened.seconds += answer.seconds
+        if answer.arrays is None:
+            opened.error = opened.error or answer.error or "the unit gave no answer"
+            opened.n_waiting -= self._forget(number)
+        else:
+            opened.done[unit.name] = answer.arrays
+            opened.n_forward += unit.n_forward
+            self._on_unit(unit)
+        if opened.n_waiting == 0:
+            yield from self._advance(opened)
+
+    def _forget(self, number: int) -> int:
+        """Drop what a failed job still had waiting; other jobs are not held up by it."""
+        before = len(self._ready)
+        self._ready = [entry for entry in self._ready if entry[0] != number]
+        heapq.heapify(self._ready)
+        return before - len(self._ready)
+
+    def _advance(self, opened: _Open) -> Iterator[Outcome]:
+        """Plan the next round of a job, or end it."""
+        job, result = opened.job, None
+        if opened.error is None:
+            try:
+                units = job.task.plan(job.subject, opened.done)
+                if units:
+                    for unit in units:
+                        heapq.heappush(self._ready, (opened.number, next(self._tickets), unit))
+                    opened.n_waiting = len(units)
+                    return
+                result = job.task.merge(job.subject, opened.done)
+            except Exception as error:  # recorded for this job; the others go on
+                opened.error = message(error)
+        del self._open[opened.number]
+        yield Outcome(job.key, result, opened.error, opened.seconds, opened.n_forward)
+
+
+def run_jobs(
+    jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None] = lambda unit: None
+) -> Iterator[Outcome]:
+    """Do all jobs and yield an outcome for each as it ends.
+
+    Args:
+        jobs: read lazily, a few ahead of what is in flight.
+        pool: where units run; it stays open.
+        on_unit: called after each unit that succeeded, for counting.
+
+    Raises:
+        ExecutionError: the pool cannot go on (not: a job failed, which its outcome says).
+    """
+    yield from _Loop(jobs, pool, on_unit).run()

@@ -1,0 +1,83 @@
+"""Units in this process, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from raybench.executor.jobs import Answer, Task, message
+from raybench.models.classifier import Classifier
+from raybench.types import Unit
+
+
+class Resident:
+    """Keeps the classifiers last used; loading one costs more than many units."""
+
+    def __init__(self, batch_size: int, keep: int = 2) -> None:
+        self._batch_size, self._keep = batch_size, keep
+        self._loaded: dict[str, Classifier] = {}
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def get(self, key: str, read: Callable[[], bytes]) -> Classifier:
+        """The classifier of a checkpoint; `read` is called where it is not here yet."""
+        found = self._loaded.pop(key, None)
+        if found is None:
+            found = Classifier.from_checkpoint(read(), self._device, self._batch_size, key)
+        self._loaded[key] = found
+        while len(self._loaded) > self._keep:
+            self._loaded.pop(next(iter(self._loaded)))
+        return found
+
+
+def do_unit(ticket: int, task: Task, unit: Unit, classifier: Classifier | None) -> Answer:
+    """One unit; an error becomes an answer, so that it sinks nothing else."""
+    started = time.perf_counter()
+    try:
+        arrays, error = task.run(unit, classifier), None
+    except Exception as problem:  # recorded for this image; the others go on
+        arrays, error = None, message(problem)
+    return Answer(ticket, arrays, error, time.perf_counter() - started)
+
+
+class LocalPool:
+    """Does units when asked for the next answer.
+
+    Args:
+        models: reads a checkpoint by its key.
+        n_threads: threads of torch; the same number gives the same bits as a Ray worker.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(self, models: Callable[[str], bytes], n_threads: int, batch_size: int) -> None:
+        torch.set_num_threads(n_threads)
+        self._models = models
+        self._resident = Resident(batch_size)
+        self._queue: deque[tuple[int, Task, Unit, str | None]] = deque()
+
+    @property
+    def slots(self) -> int:
+        """One: there is nothing to gain from more."""
+        return 1
+
+    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
+        """Put a unit in the queue."""
+        self._queue.append((ticket, task, unit, model))
+
+    def next(self) -> Answer:
+        """Do the oldest unit."""
+        ticket, task, unit, model = self._queue.popleft()
+        try:
+            classifier = (
+                None
+                if model is None
+                else self._resident.get(model, lambda: self._models(str(model)))
+            )
+        except Exception as problem:  # a checkpoint that does not load fails its own images only
+            return Answer(ticket, None, message(problem), 0.0)
+        return do_unit(ticket, task, unit, classifier)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,115 @@
+"""Units over Ray actors that keep the classifier loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from raybench.errors import ExecutionError
+from raybench.executor.jobs import Answer, Task, message
+from raybench.executor.local import Resident, do_unit
+from raybench.types import Unit
+
+# Two in flight for each worker: the next unit is there when the last one ends.
+_AHEAD = 2
+
+
+class _Worker:
+    """One actor. Plain tasks would load the model again each time (Ray ends GPU workers)."""
+
+    def __init__(self, n_threads: int, batch_size: int) -> None:
+        torch.set_num_threads(n_threads)
+        self._resident = Resident(batch_size)
+
+    def run(
+        self, ticket: int, task: Task, unit: Unit, model: str | None, checkpoint: list[Any]
+    ) -> Answer:
+        try:
+            classifier = (
+                None
+                if model is None
+                else self._resident.get(model, lambda: bytes(ray.get(checkpoint[0])))
+            )
+        except Exception as problem:  # a checkpoint that does not load fails its own images only
+            return Answer(ticket, None, message(problem), 0.0)
+        return do_unit(ticket, task, unit, classifier)
+
+
+class RayPool:
+    """A fixed set of actors, each with a bounded number of units in flight.
+
+    A unit whose actor dies is done again by the restarted one (units are deterministic).
+
+    Args:
+        models: reads a checkpoint by its key, in this process; it travels by the object store.
+        n_workers: actors.
+        cpus, gpus: what each holds; `cpus` is also its number of threads.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self,
+        models: Callable[[str], bytes],
+        n_workers: int,
+        cpus: int,
+        gpus: float,
+        batch_size: int,
+    ) -> None:
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=3)(
+            _Worker
+        )
+        self._models = models
+        self._workers = [actor.remote(cpus, batch_size) for _ in range(n_workers)]
+        self._load = [0] * n_workers
+        self._flying: dict[Any, tuple[int, int]] = {}
+        self._checkpoints: dict[str, Any] = {}
+
+    @property
+    def slots(self) -> int:
+        """Units worth having in flight."""
+        return _AHEAD * len(self._workers)
+
+    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
+        """Give the unit to the worker with the least in flight."""
+        index = min(range(len(self._load)), key=self._load.__getitem__)
+        reference = self._workers[index].run.remote(
+            ticket, task, unit, model, [] if model is None else [self._checkpoint(model)]
+        )
+        self._load[index] += 1
+        self._flying[reference] = (ticket, index)
+
+    def _checkpoint(self, model: str) -> Any:
+        if model not in self._checkpoints:
+            # One at a time: jobs come a trial after the other, and object stores are small.
+            self._checkpoints = {model: ray.put(self._models(model))}
+        return self._checkpoints[model]
+
+    def next(self) -> Answer:
+        """Wait for any unit.
+
+        Raises:
+            ExecutionError: the workers cannot be started at all.
+        """
+        reference = ray.wait(list(self._flying), num_returns=1)[0][0]
+        ticket, index = self._flying.pop(reference)
+        self._load[index] -= 1
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.ActorDiedError as error:
+            raise ExecutionError(
+                f"a worker could not be started or kept alive: {message(error)}"
+            ) from error
+        except ray.exceptions.RayError as error:
+            return Answer(ticket, None, message(error), 0.0)
+        if not isinstance(answer, Answer):
+            raise ExecutionError(f"a worker answered with a {type(answer).__name__}")
+        return answer
+
+    def close(self) -> None:
+        """End the actors and give their resources back."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers, self._flying, self._checkpoints = [], {}, {}

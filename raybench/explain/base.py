@@ -1,0 +1,167 @@
+"""What every explainer is: frozen settings that plan, run and merge units of work.
+
+An explainer knows nothing of where its units run. `plan` looks at what is done so far and names
+the units that are needed next; when it names none, `merge` puts the answers together. So work that
+depends on earlier work (perturbations need superpixels) is planned in rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import nn
+
+from raybench.data.preprocess import resize_gray
+from raybench.errors import ExplainError
+from raybench.models.classifier import Classifier
+from raybench.settings import Settings
+from raybench.types import Arrays, AttributionMap, Mask, Subject, Unit, Values
+
+
+class Explainer(Settings):
+    """Settings that every explainer has, and the three verbs that each defines."""
+
+    label: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,60}$",
+        description="name in the results; null: the explainer's own",
+    )
+    target: str | None = Field(
+        None, description="class explained: predicted, true or a class; null: as explain.target"
+    )
+    threshold: float = Field(
+        0.5, ge=0, lt=1, description="of the `fixed` rule, on the map scaled to [0, 1]"
+    )
+    clip_to_lungs: bool = Field(False, description="salient pixels outside the lungs are dropped")
+    median_filter: int = Field(
+        0, ge=0, le=31, description="side of a median filter on the salient mask, odd; 0: none"
+    )
+
+    uses_model: ClassVar[bool] = True
+
+    @field_validator("median_filter")
+    @classmethod
+    def _odd(cls, side: int) -> int:
+        if side and side % 2 == 0:
+            raise ValueError(f"must be odd or 0, found {side}")
+        return side
+
+    @property
+    def title(self) -> str:
+        """The name in the results."""
+        return self.label or str(getattr(self, "name"))  # noqa: B009  (each family member has one)
+
+    @abstractmethod
+    def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
+        """The units needed next, given the answers so far; none when `merge` can be called."""
+
+    @abstractmethod
+    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
+        """Do one unit. Deterministic: the same unit and classifier, the same answer."""
+
+    @abstractmethod
+    def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
+        """Put the answers of all units together."""
+
+    @abstractmethod
+    def n_forward_planned(self) -> int:
+        """Forward passes an image, at most."""
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it costs so little that every trial gets it."""
+        return self.n_forward_planned() <= 10
+
+    def attribute(
+        self,
+        model: nn.Module | Classifier,
+        image: NDArray[np.uint8],
+        target: int | None = None,
+        lung_mask: Mask | None = None,
+    ) -> AttributionMap:
+        """Explain one image in this process.
+
+        Args:
+            model: a `Classifier`, or any torch classifier that takes normalised float
+                `[N, 3, H, W]` and returns logits. A bare module is taken to want ImageNet's mean
+                and deviation, or those of its timm record, and the image's own size.
+            image: uint8 `[H, W]`, the X-ray as the model is to see it (lung-masked or not).
+            target: index of the class to explain; None for the predicted one.
+            lung_mask: bool `[H, W]`, for the references that need it.
+
+        Returns:
+            The map at the image's own resolution; `extras["seconds"]` says how long it took.
+
+        Raises:
+            ExplainError: the image is not uint8 `[H, W]`, or a needed lung mask is missing.
+        """
+        if image.dtype != np.uint8 or image.ndim != 2:
+            raise ExplainError(f"expected a uint8 [H, W] image, got {image.dtype} {image.shape}")
+        classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
+        grid = resize_gray(image, classifier.input_size) if self.uses_model else image
+        subject = Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
+        done: dict[str, Arrays] = {}
+        started = time.perf_counter()
+        while units := self.plan(subject, done):
+            done |= {unit.name: self.run(unit, classifier) for unit in units}
+        result = self.merge(subject, done)
+        extras = {**result.extras, "seconds": time.perf_counter() - started}
+        return AttributionMap(result.values, result.target, result.n_forward, extras)
+
+
+def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:
+    """A `Classifier` around a bare module, by timm's record of it where it carries one."""
+    cfg = getattr(net, "pretrained_cfg", None) or {}
+    mean = cfg.get("mean", (0.485, 0.456, 0.406))
+    std = cfg.get("std", (0.229, 0.224, 0.225))
+    return Classifier(net, (shape[0], shape[1]), mean, std)
+
+
+def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
+    """The classifier, or an `ExplainError` where a unit that needs one was given none."""
+    if classifier is None:
+        raise ExplainError(f"unit {unit.name} needs a classifier and was given none")
+    return classifier
+
+
+def to_shape(values: NDArray[np.generic], shape: tuple[int, int], smooth: bool) -> Values:
+    """A map at the ground truth's resolution.
+
+    Args:
+        values: `[h, w]`.
+        shape: `(H, W)`.
+        smooth: bilinear, for maps that vary smoothly; else nearest, which keeps the values of
+            piecewise constant ones.
+    """
+    import cv2
+
+    array = np.asarray(values, dtype=np.float32)
+    if array.shape == shape:
+        return array
+    how = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
+    return np.asarray(cv2.resize(array, (shape[1], shape[0]), interpolation=how), dtype=np.float32)
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without parameter gradients inside; all of it as it was found afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in net.parameters()]
+    net.eval()
+    for parameter, _, _ in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad

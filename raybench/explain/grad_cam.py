@@ -1,0 +1,82 @@
+"""Grad-CAM (Selvaraju et al. 2017) through pytorch-grad-cam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from raybench.errors import ExplainError
+from raybench.explain.base import Explainer, need_classifier, to_shape, untouched
+from raybench.models.backbones import module_at
+from raybench.models.classifier import Classifier
+from raybench.types import Arrays, AttributionMap, Subject, Unit
+
+
+class GradCam(Explainer):
+    """Activations of one layer, weighted by the mean gradient of the target's logit.
+
+    The map is the rectified sum of the paper's equation 2, resized bilinearly. pytorch-grad-cam
+    stretches its maps to [0, 1]; here that is left to the thresholding, so a map scaled to [0, 1]
+    is the library's.
+    """
+
+    name: Literal["grad_cam"] = "grad_cam"
+    layer: str | None = Field(
+        None, description="dotted path of the layer; null: the backbone's last stage"
+    )
+
+    def n_forward_planned(self) -> int:
+        """One forward (and one backward) pass an image."""
+        return 1
+
+    def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
+        """One unit an image."""
+        if done:
+            return []
+        return [Unit("cam", {"image": subject.image, "target": subject.target}, n_forward=1)]
+
+    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
+        """The rectified map at the classifier's input size, and the class it is for."""
+        model = need_classifier(unit, classifier)
+        path = self.layer or model.cam_layer
+        if path is None:
+            raise ExplainError("grad_cam: name the layer, this model has no entry in the table")
+        layer = module_at(model.net, path)
+        # A frozen network gives its layers' outputs no gradient and the library's hook then stays
+        # silent; an input that asks for one gives it back whatever is frozen.
+        inputs = model.prepare(unit.payload["image"][None]).requires_grad_(True)
+        target = unit.payload["target"]
+        targets = None if target is None else [ClassifierOutputTarget(target)]
+        with untouched(model.net), torch.enable_grad():
+            cam = GradCAM(model=model.net, target_layers=[layer])
+            try:
+                cam(inputs, targets)
+                seen = cam.activations_and_grads
+                if not seen.gradients:
+                    raise ExplainError(f"grad_cam: no gradient reaches {path!r}")
+                raw = cam.get_cam_image(
+                    inputs, layer, targets, seen.activations[0].numpy(), seen.gradients[0].numpy()
+                )[0]
+                chosen = int(cam.outputs[0].argmax()) if target is None else int(target)
+            finally:
+                cam.activations_and_grads.release()
+        rectified = np.maximum(np.asarray(raw, dtype=np.float32), 0)
+        return {
+            "map": to_shape(rectified, model.input_size, smooth=True),
+            "target": np.array(chosen),
+        }
+
+    def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
+        """The map at the ground truth's resolution."""
+        answer = done["cam"]
+        return AttributionMap(
+            values=to_shape(answer["map"], subject.shape, smooth=True),
+            target=int(answer["target"]),
+            n_forward=1,
+        )

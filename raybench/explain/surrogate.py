@@ -1,0 +1,65 @@
+"""The surrogate: a weighted ridge regression from keep-vectors to the model's answers.
+
+Ribeiro et al. 2016, "Why should I trust you?", equation 1, with the choices of the lime library:
+cosine distance to the unperturbed image, exponential kernel under a square root, alpha 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybench.explain.perturbation import Keep
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted surrogate.
+
+    Attributes:
+        weights: `[K]`, the effect of keeping each superpixel on the target's probability.
+        intercept: the fitted probability with everything switched off.
+        r2: weighted coefficient of determination, at most 1.
+    """
+
+    weights: Floats
+    intercept: float
+    r2: float
+
+
+def cosine_distance(keep: Keep) -> Floats:
+    """Cosine distance of each keep-vector `[n, K]` to the vector of ones; 1 where none is kept."""
+    n_kept = keep.sum(axis=1)
+    return np.asarray(1.0 - np.sqrt(n_kept / keep.shape[1]), dtype=np.float64)
+
+
+def kernel(distance: Floats, width: float) -> Floats:
+    """Sample weights `sqrt(exp(-d^2 / width^2))`, as lime has them."""
+    return np.asarray(np.sqrt(np.exp(-(distance**2) / width**2)))
+
+
+def ridge(keep: Keep, answers: NDArray[np.floating], sample_weights: Floats, alpha: float) -> Fit:
+    """Weighted ridge regression with an unpenalised intercept, in closed form.
+
+    Args:
+        keep: `[n, K]`.
+        answers: `[n]`, the target's probabilities.
+        sample_weights: `[n]`, not negative.
+        alpha: penalty on the squared weights.
+    """
+    x, y = keep.astype(np.float64), np.asarray(answers, dtype=np.float64)
+    total = sample_weights.sum()
+    x_mean, y_mean = sample_weights @ x / total, float(sample_weights @ y / total)
+    centred, target = x - x_mean, y - y_mean
+    weighted = centred * sample_weights[:, None]
+    gram = centred.T @ weighted
+    gram[np.diag_indices_from(gram)] += alpha
+    weights = np.linalg.solve(gram, weighted.T @ target)
+    residual = target - centred @ weights
+    spread = float(sample_weights @ target**2)
+    r2 = 1.0 - float(sample_weights @ residual**2) / spread if spread > 0 else 1.0
+    return Fit(weights=weights, intercept=y_mean - float(x_mean @ weights), r2=r2)

@@ -1,0 +1,152 @@
+"""The table of backbones: what raybench has to know of each, and how to derive it for any other.
+
+A row says what timm does not: where the "partial" phase of fine-tuning begins and which layer
+Grad-CAM reads. Input size, mean and deviation come from timm's record of the weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import timm
+import torch
+from torch import nn
+
+from raybench.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    timm_name: str
+    cam_layer: str
+    partial_from: str
+
+
+# The study's four carry the tag of the weights that it started from (PROTOCOL.md 3: torchvision's
+# for VGG and DenseNet, fb_in1k for ConvNeXt). "Partial" is the last stage or dense block and all
+# after it; for VGG16 the last block of three convolutions. The report is silent on it: ours.
+_TABLE: dict[str, _Row] = {
+    "vgg16": _Row("vgg16.tv_in1k", "features.30", "features.24"),
+    "densenet121": _Row("densenet121.tv_in1k", "features.norm5", "features.denseblock4"),
+    "densenet201": _Row("densenet201.tv_in1k", "features.norm5", "features.denseblock4"),
+    "convnext_base": _Row("convnext_base.fb_in1k", "stages.3", "stages.3"),
+    "tf_efficientnet_lite0": _Row("tf_efficientnet_lite0.in1k", "blocks.6", "blocks.5"),
+    "test_efficientnet": _Row("test_efficientnet.r160_in1k", "blocks.4", "blocks.4"),
+    "test_resnet": _Row("test_resnet.r160_in1k", "layer4", "layer4"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """Facts of one backbone.
+
+    Attributes:
+        name: as the sweep file has it.
+        timm_name: timm's name with the tag of its weights.
+        input_size: `(height, width)` in pixels that the weights were made for.
+        mean, std: normalisation of RGB in [0, 1] that the weights were made with.
+        cam_layer: module that Grad-CAM reads.
+        partial_from: first module that the partial phase trains; all after it train too.
+        head: prefixes of the classifier's parameters.
+    """
+
+    name: str
+    timm_name: str
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    cam_layer: str
+    partial_from: str
+    head: tuple[str, ...]
+
+
+def known_backbones() -> tuple[str, ...]:
+    """The names that have a row of their own."""
+    return tuple(_TABLE)
+
+
+def check_backbone(name: str) -> None:
+    """Raise `ModelError` with the nearest valid names where timm has no such model."""
+    if name in _TABLE:
+        return
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        pool = [*_TABLE, *timm.list_models()]
+        near = difflib.get_close_matches(base, pool, n=3, cutoff=0.5) or list(_TABLE)
+        raise ModelError(f"{name}: timm has no such backbone; did you mean {', '.join(near)}?")
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise ModelError(
+            f"{name}: timm knows no weights tagged {tag!r}; choose {', '.join(tags) or 'no tag'}"
+        )
+
+
+@lru_cache(maxsize=64)
+def backbone(name: str) -> Backbone:
+    """The facts of `name`: a row of the table, or any timm name with its stages derived.
+
+    Raises:
+        ModelError: timm has no such model, or its stages cannot be told.
+    """
+    check_backbone(name)
+    row = _TABLE.get(name) or _TABLE.get(name.partition(".")[0])
+    timm_name = _TABLE[name].timm_name if name in _TABLE else name
+    with torch.device("meta"):
+        net = timm.create_model(timm_name, pretrained=False, num_classes=2)
+    cfg = net.pretrained_cfg
+    last = row.cam_layer if row else _last_stage(net, name)
+    classifier = cfg["classifier"]
+    return Backbone(
+        name=name,
+        timm_name=timm_name,
+        input_size=(int(cfg["input_size"][1]), int(cfg["input_size"][2])),
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        cam_layer=last,
+        partial_from=row.partial_from if row else last,
+        head=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+    )
+
+
+def _last_stage(net: nn.Module, name: str) -> str:
+    info = getattr(net, "feature_info", None)
+    entries = getattr(info, "info", info) or []
+    modules = [str(entry["module"]) for entry in entries if entry.get("module")]
+    if not modules:
+        raise ModelError(f"{name}: timm does not name its stages; choose a backbone that has them")
+    return modules[-1]
+
+
+def module_at(net: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path.
+
+    Raises:
+        ModelError: there is none; the valid names beside it are listed.
+    """
+    try:
+        return net.get_submodule(path)
+    except AttributeError as error:
+        parent, _, leaf = path.rpartition(".")
+        top = net.get_submodule(parent) if parent in dict(net.named_modules()) else net
+        names = ", ".join(n for n, _ in top.named_children())
+        raise ModelError(f"no layer {leaf!r} in {path!r}; there are: {names}") from error
+
+
+def trainable(net: nn.Module, facts: Backbone, unfreeze: str) -> list[str]:
+    """Names of the parameters that a phase trains, in the model's order.
+
+    Args:
+        unfreeze: `head` (the classifier), `partial` (from `facts.partial_from` on) or `full`.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    head = [n for n in names if n.startswith(tuple(f"{h}." for h in facts.head))]
+    if unfreeze == "head":
+        return head
+    if unfreeze == "full":
+        return names
+    inside = [i for i, n in enumerate(names) if n.startswith(f"{facts.partial_from}.")]
+    if not inside:
+        raise ModelError(f"{facts.name}: no parameters below {facts.partial_from!r}")
+    return names[inside[0] :]

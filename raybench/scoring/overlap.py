@@ -1,0 +1,74 @@
+"""How much two masks overlap.
+
+Both metrics count pixels of the whole image. Two empty masks agree perfectly and score 1.0, as
+Metrics Reloaded (Maier-Hein et al. 2024) recommends where "nothing there" is a valid answer; one
+empty mask beside one that is not scores 0.0. In the study itself the question does not arise: every
+COVID-19 image bears an infection mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raybench.types import Mask
+
+
+def check_masks(predicted: Mask, truth: Mask) -> None:
+    """Refuse anything but two bool arrays of one two-dimensional shape.
+
+    Raises:
+        ValueError: a dtype is not bool, or the shapes differ or are not `[H, W]`.
+    """
+    for name, mask in (("predicted", predicted), ("truth", truth)):
+        if mask.dtype != np.bool_ or mask.ndim != 2:
+            raise ValueError(
+                f"{name}: expected a bool array of shape [H, W], but got {mask.dtype} of shape "
+                f"{mask.shape}; compare the grey levels with a threshold first"
+            )
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"expected two masks of one shape, but predicted has {predicted.shape} and truth has "
+            f"{truth.shape}; resize one to the other first"
+        )
+
+
+def iou(predicted: Mask, truth: Mask) -> float:
+    """Intersection over union (Jaccard index), 0 to 1; PROTOCOL.md, 5.
+
+    Args:
+        predicted: salient mask, bool `[H, W]`.
+        truth: infection mask, bool `[H, W]`.
+
+    Returns:
+        The score; 1.0 where both masks are empty, 0.0 where exactly one is.
+
+    Raises:
+        ValueError: not two bool masks of one shape.
+    """
+    check_masks(predicted, truth)
+    both, n_predicted, n_truth = _counts(predicted, truth)
+    union = n_predicted + n_truth - both
+    return both / union if union else 1.0
+
+
+def dice(predicted: Mask, truth: Mask) -> float:
+    """Dice coefficient (F1 over pixels), 0 to 1; PROTOCOL.md, 5.
+
+    Args:
+        predicted: salient mask, bool `[H, W]`.
+        truth: infection mask, bool `[H, W]`.
+
+    Returns:
+        The score; 1.0 where both masks are empty, 0.0 where exactly one is.
+
+    Raises:
+        ValueError: not two bool masks of one shape.
+    """
+    check_masks(predicted, truth)
+    both, n_predicted, n_truth = _counts(predicted, truth)
+    return 2 * both / (n_predicted + n_truth) if n_predicted + n_truth else 1.0
+
+
+def _counts(predicted: Mask, truth: Mask) -> tuple[int, int, int]:
+    both = int(np.count_nonzero(predicted & truth))
+    return both, int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))

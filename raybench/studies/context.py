@@ -1,0 +1,85 @@
+"""What the stages of a sweep share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from raybench.config import SweepConfig
+from raybench.tracking.run_folder import RunFolder
+from raybench.types import Dataset, Split, XrayRecord
+
+
+@dataclass(frozen=True)
+class Context:
+    """A sweep under way.
+
+    Attributes:
+        records: all usable images, as the scan left them.
+        explained: by split (Val, Test), the images with infection that are explained.
+    """
+
+    config: SweepConfig
+    run: RunFolder
+    dataset: Dataset
+    records: tuple[XrayRecord, ...]
+    explained: dict[Split, tuple[XrayRecord, ...]]
+
+    def of(self, split: Split) -> tuple[XrayRecord, ...]:
+        """The records of one split."""
+        return tuple(r for r in self.records if r.split == split)
+
+    @contextmanager
+    def stage(self, name: str, **counts: Any) -> Iterator[None]:
+        """Log the beginning and the end of a stage; what raises inside leaves it unfinished."""
+        self.run.events.append("stage_started", stage=name, **counts)
+        started = time.perf_counter()
+        yield
+        seconds = round(time.perf_counter() - started, 3)
+        self.run.events.append("stage_finished", stage=name, seconds=seconds, **counts)
+
+    def has_finished(self, stage: str) -> bool:
+        """Whether a stage came to its end, now or before an interruption."""
+        return any(
+            e["kind"] == "stage_finished" and e["stage"] == stage for e in self.run.events.read()
+        )
+
+
+def explained_images(
+    records: Sequence[XrayRecord],
+    infection_class: str,
+    limits: dict[Split, int | None],
+    with_infection: frozenset[str] | None = None,
+) -> dict[Split, tuple[XrayRecord, ...]]:
+    """The images whose explanations are scored: those of the infection class with infection drawn.
+
+    Args:
+        limits: how many of each split; None takes all. A limit takes them evenly over the list, so
+            that few images are not all of one patient.
+        with_infection: image ids whose mask is known to hold a pixel; None where only names are
+            known, and an image with a mask counts.
+    """
+    chosen: dict[Split, tuple[XrayRecord, ...]] = {}
+    for split, limit in limits.items():
+        pool = [
+            r
+            for r in records
+            if r.split == split
+            and r.label == infection_class
+            and r.infection_mask is not None
+            and (with_infection is None or r.image_id in with_infection)
+        ]
+        n = len(pool) if limit is None else min(limit, len(pool))
+        chosen[split] = tuple(pool[i * len(pool) // n] for i in range(n))
+    return chosen
+
+
+def progress_bar(total: int, what: str, unit: str) -> Any:
+    """A bar on standard error, with rate and time left."""
+    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True)

@@ -1,0 +1,169 @@
+"""Explaining, fanned out: attribution maps of every chosen trial, explainer and image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from raybench.data.preprocess import resize_gray
+from raybench.executor import Job, Outcome, Pool, run_jobs
+from raybench.explain import Explainer
+from raybench.studies.context import Context, progress_bar
+from raybench.tracking.maps import NO_TRIAL, table_name, to_row
+from raybench.types import Split, Subject, Unit, XrayRecord
+
+# Rows wait in memory until they stand for so much work, or are so many: the most that a kill costs.
+_FLUSH_SECONDS = 1.0
+_FLUSH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Item:
+    """One map to be made. `trial_id` is `NO_TRIAL` where the explainer asks no model."""
+
+    trial_id: str
+    explainer: Explainer
+    record: XrayRecord
+
+    @property
+    def table(self) -> str:
+        """Where its row goes."""
+        return table_name(self.trial_id, self.explainer.title)
+
+
+def items(context: Context, trials: Sequence[str], full: Sequence[str]) -> Iterator[Item]:
+    """Everything to be explained, model-free first, then trial by trial.
+
+    Args:
+        trials: all trials with a checkpoint.
+        full: those that every explainer explains on Val and Test; the others get the cheap
+            explainers on Val.
+    """
+    explainers = context.config.explain.explainers
+    both: tuple[Split, ...] = ("Val", "Test")
+    for explainer in explainers:
+        if not explainer.uses_model:
+            for split in both:
+                for record in context.explained[split]:
+                    yield Item(NO_TRIAL, explainer, record)
+    for trial_id in trials:
+        for explainer in explainers:
+            if not explainer.uses_model or not (explainer.is_cheap or trial_id in full):
+                continue
+            for split in both if trial_id in full else ("Val",):
+                for record in context.explained[split]:
+                    yield Item(trial_id, explainer, record)
+
+
+def explain(
+    context: Context, pool: Pool, sizes: dict[str, tuple[int, int]], full: Sequence[str]
+) -> None:
+    """Make all maps that are not there yet.
+
+    Args:
+        sizes: input size of every trial with a checkpoint.
+        full: trials that every explainer explains on Val and Test.
+    """
+    everything = list(items(context, sorted(sizes), full))
+    done = finished(context, everything)
+    todo = [item for item in everything if (item.table, item.record.image_id) not in done]
+    with context.stage("explaining", maps=len(everything)):
+        if not todo:
+            return
+        progress = _Progress(len(todo))
+        writer = _Writer(context)
+        jobs = (_job(context, item, sizes) for item in todo)
+        try:
+            for outcome in run_jobs(jobs, pool, progress.unit):
+                writer.add(outcome)
+                progress.image()
+        finally:
+            writer.flush()
+            progress.close()
+
+
+def finished(context: Context, everything: Sequence[Item]) -> set[tuple[str, str]]:
+    """Table and image of every map that an earlier call made."""
+    done: set[tuple[str, str]] = set()
+    for table in dict.fromkeys(item.table for item in everything):
+        for frame in context.run.iterate(table, ["image_id"]):
+            done |= {(table, image_id) for image_id in frame.image_id}
+    return done
+
+
+def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int | None:
+    """Index of the class that an explainer is asked for; None for the predicted one."""
+    wanted = explainer.target or context.config.explain.target
+    if wanted == "predicted":
+        return None
+    return context.dataset.classes.index(record.label if wanted == "true" else wanted)
+
+
+def _job(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:
+    xray = context.dataset.load(item.record)
+    image = context.config.preprocess.apply(xray)
+    if item.explainer.uses_model and context.config.explain.grid == "model":
+        image = resize_gray(image, sizes[item.trial_id])
+    subject = Subject(
+        image_id=item.record.image_id,
+        image=image,
+        lung_mask=xray.lung_mask,
+        shape=(xray.image.shape[0], xray.image.shape[1]),
+        target=target_of(context, item.explainer, item.record),
+    )
+    model = item.trial_id if item.explainer.uses_model else None
+    return Job(item, item.explainer, subject, model)
+
+
+class _Writer:
+    """Buffers rows by table and writes them before much work depends on them."""
+
+    def __init__(self, context: Context) -> None:
+        self._run = context.run
+        self._rows: dict[str, list[dict[str, object]]] = {}
+        self._seconds, self._count, self._since = 0.0, 0, time.perf_counter()
+
+    def add(self, outcome: Outcome) -> None:
+        item = outcome.key
+        assert isinstance(item, Item)
+        row = to_row(
+            item.record.image_id,
+            item.record.split,
+            outcome.result,
+            outcome.error,
+            outcome.seconds,
+        )
+        self._rows.setdefault(item.table, []).append(row)
+        self._seconds += outcome.seconds
+        self._count += 1
+        waited = time.perf_counter() - self._since
+        if max(self._seconds, waited) > _FLUSH_SECONDS or self._count >= _FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        for table, rows in self._rows.items():
+            self._run.append(table, pd.DataFrame(rows))
+        self._rows, self._seconds, self._count = {}, 0.0, 0
+        self._since = time.perf_counter()
+
+
+class _Progress:
+    """Images on the bar, forward passes a second beside it."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = progress_bar(total, "explaining", "map")
+        self._passes, self._started = 0, time.perf_counter()
+
+    def unit(self, unit: Unit) -> None:
+        self._passes += unit.n_forward
+        rate = self._passes / max(time.perf_counter() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{self._passes:,} forward passes, {rate:,.0f}/s")
+
+    def image(self) -> None:
+        self._bar.update(1)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,134 @@
+"""The figures of a sweep: curves, ROC, confusion, bars of explainers, infection maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raybench.report.figures import (
+    PanelCell,
+    PanelRow,
+    confusion_matrix,
+    explainer_bars,
+    explanation_panel,
+    png,
+    roc_curves,
+    training_curves,
+)
+from raybench.scoring.classification import confusion
+from raybench.studies.context import Context
+from raybench.tracking.maps import NO_TRIAL, superpixels_of, table_name, values_of
+from raybench.types import XrayRecord
+
+
+def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd.DataFrame) -> None:
+    """Draw everything anew into `figures/`.
+
+    Args:
+        judged: trials with their column `best`.
+        scores: the table of `score_stage.score`.
+        board: the leaderboard.
+    """
+    run = context.run
+    with context.stage("drawing"):
+        epochs = _epochs(context)
+        if len(epochs):
+            run.write_figure("training_curves.png", png(training_curves(epochs)))
+        if len(board):
+            run.write_figure("explainers.png", png(explainer_bars(board)))
+        for trial in judged[judged.best].to_dict("records"):
+            _classification(context, trial)
+            if context.config.explain.panels:
+                figure = _panel(context, trial, scores)
+                run.write_figure(f"infection_maps_{trial['trial_id']}.png", png(figure))
+
+
+def _epochs(context: Context) -> pd.DataFrame:
+    """A row an epoch and trial; of one that was trained twice the last counts."""
+    frame = pd.DataFrame([e for e in context.run.events.read() if e["kind"] == "epoch"])
+    if frame.empty:
+        return frame
+    return frame.drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(
+        ["trial_id", "epoch"]
+    )
+
+
+def _classification(context: Context, trial: dict[str, Any]) -> None:
+    classes = context.dataset.classes
+    frame = context.run.read("predictions")
+    part = frame[(frame.trial_id == trial["trial_id"]) & (frame.split == "Test")]
+    if part.empty:
+        return
+    probabilities = part[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    labels = np.array([classes.index(label) for label in part.label])
+    title = f"{trial['backbone']} ({trial['trial_id']}), Test"
+    matrix = confusion(probabilities, labels, len(classes))
+    name = trial["trial_id"]
+    context.run.write_figure(
+        f"roc_{name}.png", png(roc_curves(probabilities, labels, classes, title))
+    )
+    context.run.write_figure(f"confusion_{name}.png", png(confusion_matrix(matrix, classes, title)))
+
+
+def _panel(context: Context, trial: dict[str, Any], scores: pd.DataFrame) -> Any:
+    """Infection maps of some Test images by every explainer, the IoU of the `val` rule beneath."""
+    wanted = context.explained["Test"]
+    n = min(context.config.explain.panels, len(wanted))
+    records = [wanted[i * len(wanted) // n] for i in range(n)]
+    cells = {r.image_id: _cells(context, trial["trial_id"], r, scores) for r in records}
+    rows = []
+    for record in records:
+        xray = context.dataset.load(record)
+        rows.append(
+            PanelRow(
+                name=record.image.rsplit("/", 1)[-1],
+                image=context.config.preprocess.apply(xray),
+                lung_mask=xray.lung_mask,
+                infection_mask=xray.infection_mask,
+                cells=tuple(cells[record.image_id]),
+            )
+        )
+    return explanation_panel(rows, f"{trial['backbone']} ({trial['trial_id']}), Test")
+
+
+def _cells(
+    context: Context, trial_id: str, record: XrayRecord, scores: pd.DataFrame
+) -> Sequence[PanelCell]:
+    cells = []
+    for explainer in context.config.explain.explainers:
+        owner = trial_id if explainer.uses_model else NO_TRIAL
+        row = _row(context, table_name(owner, explainer.title), record.image_id)
+        if row is None or not pd.isna(row["error"]):
+            continue
+        found = superpixels_of(row)
+        cells.append(
+            PanelCell(
+                explainer=explainer.title,
+                values=values_of(row),
+                iou=_iou(scores, trial_id, explainer.title, record.image_id),
+                superpixels=None if found is None else found[0],
+                weights=None if found is None else found[1],
+            )
+        )
+    return cells
+
+
+def _row(context: Context, table: str, image_id: str) -> dict[str, Any] | None:
+    for frame in context.run.iterate(table):
+        hit = frame[frame.image_id == image_id]
+        if len(hit):
+            return dict(hit.iloc[0])
+    return None
+
+
+def _iou(scores: pd.DataFrame, trial_id: str, explainer: str, image_id: str) -> float | None:
+    hit = scores[
+        (scores.trial_id == trial_id)
+        & (scores.explainer == explainer)
+        & (scores.image_id == image_id)
+        & (scores.threshold_rule == "val")
+    ]
+    return float(hit.iou.iloc[0]) if len(hit) else None

@@ -1,0 +1,138 @@
+"""Classification figures of every trial on Val, and of the chosen ones on Test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+
+from raybench.data.preprocess import resize_gray
+from raybench.errors import ExecutionError
+from raybench.executor import Job, Pool, run_jobs
+from raybench.models.predict import Batch, Predict
+from raybench.scoring.classification import classification_scores
+from raybench.studies.context import Context, progress_bar
+from raybench.types import Split, XrayRecord
+
+_BATCH = 32
+
+
+def predict(
+    context: Context, pool: Pool, trials: Sequence[tuple[str, tuple[int, int]]], split: Split
+) -> None:
+    """Write the predictions of some trials on one split; those there already are left alone.
+
+    Args:
+        trials: trial id and input size of each.
+
+    Raises:
+        ExecutionError: a batch failed; the message says why.
+    """
+    done = context.run.read("predictions")
+    known = set() if done.empty else set(zip(done.trial_id, done.split, strict=True))
+    todo = [(trial_id, size) for trial_id, size in trials if (trial_id, split) not in known]
+    if not todo:
+        return
+    records = context.of(split)
+    bar = progress_bar(len(todo) * len(records), f"predicting {split}", "image")
+    try:
+        for trial_id, size in todo:
+            jobs = _jobs(context, trial_id, size, records)
+            rows = []
+            for outcome in run_jobs(jobs, pool, lambda unit: bar.update(unit.n_forward)):
+                if outcome.error is not None:
+                    raise ExecutionError(f"trial {trial_id} on {split}: {outcome.error}")
+                rows.append((outcome.key, outcome.result))
+            found = np.concatenate([result for _, result in sorted(rows, key=lambda r: r[0])])
+            context.run.append("predictions", _frame(context, trial_id, records, found))
+    finally:
+        bar.close()
+
+
+def _jobs(
+    context: Context, trial_id: str, size: tuple[int, int], records: Sequence[XrayRecord]
+) -> Iterator[Job]:
+    feed = iter(records)
+    number = 0
+    while batch := list(islice(feed, _BATCH)):
+        pixels = np.stack(
+            [
+                resize_gray(context.config.preprocess.apply(context.dataset.load(r)), size)
+                for r in batch
+            ]
+        )
+        subject = Batch(tuple(r.image_id for r in batch), pixels)
+        yield Job(number, Predict(), subject, trial_id)
+        number += 1
+
+
+def _frame(
+    context: Context, trial_id: str, records: Sequence[XrayRecord], probabilities: np.ndarray
+) -> pd.DataFrame:
+    classes = context.dataset.classes
+    frame = pd.DataFrame(
+        {
+            "trial_id": trial_id,
+            "image_id": [r.image_id for r in records],
+            "split": [r.split for r in records],
+            "label": [r.label for r in records],
+            "predicted": [classes[i] for i in probabilities.argmax(axis=1)],
+        }
+    )
+    for index, name in enumerate(classes):
+        frame[f"p_{name}"] = probabilities[:, index]
+    return frame
+
+
+def scores_by_trial(context: Context, split: Split) -> pd.DataFrame:
+    """Classification scores, a row a trial with predictions on the split, `val_` or `test_`."""
+    frame = context.run.read("predictions")
+    classes = context.dataset.classes
+    rows = []
+    for trial_id, part in frame[frame.split == split].groupby("trial_id", sort=True):
+        probabilities = part[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        labels = np.array([classes.index(label) for label in part.label])
+        scores = classification_scores(probabilities, labels, classes)
+        prefix = split.lower()
+        rows.append({"trial_id": trial_id} | {f"{prefix}_{k}": v for k, v in scores.items()})
+    return pd.DataFrame(rows)
+
+
+def choose_best(trials: pd.DataFrame, val: pd.DataFrame) -> list[str]:
+    """The best trial of each backbone: highest accuracy on Val, then the lowest loss on Val."""
+    joined = trials[["trial_id", "backbone"]].merge(val, on="trial_id")
+    ordered = joined.sort_values(
+        ["val_accuracy", "val_loss", "trial_id"], ascending=[False, True, True]
+    )
+    best = ordered.groupby("backbone", sort=False).first()
+    return sorted(best.trial_id)
+
+
+def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Predict Val for all, choose on Val, and only then predict Test for the chosen.
+
+    Returns:
+        `trials` with their scores and a column `best`, and the ids that are fully explained.
+    """
+    sizes = input_sizes(trials)
+    with context.stage("judging"):
+        predict(context, pool, list(sizes.items()), "Val")
+        val = scores_by_trial(context, "Val")
+        best = choose_best(trials, val)
+        chosen = sorted(sizes) if context.config.explain.trials == "all" else best
+        predict(context, pool, [(t, sizes[t]) for t in chosen], "Test")
+    test = scores_by_trial(context, "Test")
+    judged = trials.merge(val, on="trial_id", how="left").merge(test, on="trial_id", how="left")
+    judged.insert(3, "best", judged.trial_id.isin(best))
+    context.run.write_parquet("predictions.parquet", context.run.read("predictions"))
+    return judged, chosen
+
+
+def input_sizes(trials: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Input size of each trial that left a checkpoint."""
+    usable = trials[trials.has_checkpoint]
+    return {
+        str(t): (int(s), int(s)) for t, s in zip(usable.trial_id, usable.input_size, strict=True)
+    }

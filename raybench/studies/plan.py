@@ -1,0 +1,134 @@
+"""What a sweep will do, counted before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from raybench.config import SweepConfig
+from raybench.explain import Explainer, Lime
+from raybench.studies.context import explained_images
+from raybench.training.space import searched_settings
+from raybench.types import SPLITS, Split, XrayRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of one sweep.
+
+    Attributes:
+        images: images by split and class.
+        explained: images explained, by split.
+    """
+
+    config: SweepConfig
+    images: dict[Split, dict[str, int]]
+    explained: dict[Split, int]
+
+    @property
+    def n_trials(self) -> int:
+        """Trials over all backbones."""
+        return self.config.search.trials_per_backbone * len(self.config.backbones)
+
+    @property
+    def n_full(self) -> int:
+        """Trials that every explainer explains on Val and Test."""
+        everything = self.config.explain.trials == "all"
+        return self.n_trials if everything else len(self.config.backbones)
+
+    def passes(self, explainer: Explainer, split: Split) -> int:
+        """Forward passes of one explainer on one trial's split, at most."""
+        return self.explained[split] * explainer.n_forward_planned()
+
+    @property
+    def n_forward(self) -> int:
+        """Forward passes of all explaining, at most."""
+        total = 0
+        for explainer in self.config.explain.explainers:
+            both = self.passes(explainer, "Val") + self.passes(explainer, "Test")
+            total += self.n_full * both
+            if explainer.is_cheap:
+                total += (self.n_trials - self.n_full) * self.passes(explainer, "Val")
+        return total
+
+    @property
+    def n_units(self) -> int:
+        """Units of work of all explaining, at most."""
+        total = 0
+        n_both = self.explained["Val"] + self.explained["Test"]
+        for explainer in self.config.explain.explainers:
+            if not explainer.uses_model:
+                total += n_both
+                continue
+            each = 1
+            if isinstance(explainer, Lime):
+                each = 1 + -(-explainer.n_samples // explainer.chunk)
+            total += self.n_full * n_both * each
+            if explainer.is_cheap:
+                total += (self.n_trials - self.n_full) * self.explained["Val"] * each
+        return total
+
+
+def make_plan(
+    config: SweepConfig,
+    records: Sequence[XrayRecord],
+    with_infection: frozenset[str] | None = None,
+) -> Plan:
+    """Count what the sweep will do.
+
+    Args:
+        with_infection: as for `explained_images`; None counts by names alone.
+    """
+    classes = config.data.classes
+    images: dict[Split, dict[str, int]] = {split: dict.fromkeys(classes, 0) for split in SPLITS}
+    for record in records:
+        images[record.split][record.label] += 1
+    limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}
+    explained = explained_images(records, config.data.infection_class, limits, with_infection)
+    return Plan(config, images, {split: len(chosen) for split, chosen in explained.items()})
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan for a person to read."""
+    config = plan.config
+    yield "Images"
+    for split, counts in plan.images.items():
+        total = sum(counts.values())
+        yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
+    yield f"Training: {plan.n_trials} trials, {config.search.trials_per_backbone} a backbone"
+    for recipe in config.backbones:
+        phases = ", ".join(f"{p.unfreeze} {p.epochs}" for p in recipe.phases)
+        searched = [path for path, _ in searched_settings(recipe)]
+        looked = f"; searched: {', '.join(searched)}" if searched else ""
+        yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
+    yield from _explain_lines(plan)
+    yield f"Files, below {config.run_folder}/"
+    yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
+    yield f"  leaderboard.csv, figures/*.png, checkpoints/ ({plan.n_trials} files),"
+    tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
+    yield f"  parts/ (predictions and attribution maps), {tracked}"
+
+
+def _explain_lines(plan: Plan) -> Iterator[str]:
+    config = plan.config
+    n_val, n_test = plan.explained["Val"], plan.explained["Test"]
+    kind = config.data.infection_class
+    yield (
+        f"Explaining: {n_test:,} {kind} images with infection masks on Test, and {n_val:,} on Val "
+        "to choose thresholds"
+    )
+    for explainer in config.explain.explainers:
+        each = explainer.n_forward_planned()
+        if each == 0:
+            yield f"  {explainer.title}: no model, {n_test + n_val:,} images once"
+            continue
+        yield (
+            f"  {explainer.title}: Test {n_test:,} x {each:,} = {plan.passes(explainer, 'Test'):,} "
+            f"forward passes a model; Val, for its threshold, {n_val:,} x {each:,} = "
+            f"{plan.passes(explainer, 'Val'):,}"
+        )
+    which = "every trial" if config.explain.trials == "all" else "the best trial of each backbone"
+    yield f"  by every explainer: {which} ({plan.n_full} models)"
+    if plan.n_trials > plan.n_full:
+        yield f"  on Val by the cheap ones: the other {plan.n_trials - plan.n_full} trials"
+    yield f"  in all at most {plan.n_forward:,} forward passes in {plan.n_units:,} units of work"

@@ -1,0 +1,179 @@
+"""Localisation scores: thresholds chosen on Val, salient masks held against infection masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from raybench.explain import Explainer
+from raybench.scoring.binarise import binarise, choose_threshold
+from raybench.scoring.metrics import METRICS, localisation_scores
+from raybench.studies.context import Context, progress_bar
+from raybench.tracking.maps import NO_TRIAL, table_name, values_of
+from raybench.types import Mask, Split, Values
+
+COLUMNS = (
+    "trial_id",
+    "backbone",
+    "image_id",
+    "split",
+    "label",
+    "predicted",
+    "explainer",
+    "threshold_rule",
+    "threshold",
+    *METRICS,
+    "seconds",
+    "n_forward",
+    "error",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    infection: Mask
+    lungs: Mask | None
+    label: str
+
+
+def score(context: Context, judged: pd.DataFrame, full: Sequence[str]) -> pd.DataFrame:
+    """Score every map under both threshold rules and write `scores.parquet`.
+
+    `fixed` is the explainer's own threshold; `val` is the one with the highest mean IoU on Val for
+    this trial and explainer, so its figures on Val are those it was chosen by.
+
+    Args:
+        judged: trials with `trial_id`, `backbone` and `has_checkpoint`.
+        full: trials with figures on Test.
+
+    Returns:
+        The table, columns as in `COLUMNS`.
+    """
+    truths = _truths(context)
+    predicted = _predicted(context)
+    usable = judged[judged.has_checkpoint]
+    rows: list[dict[str, Any]] = []
+    explainers = context.config.explain.explainers
+    with context.stage("scoring"):
+        bar = progress_bar(len(usable) * len(explainers), "scoring", "table")
+        for trial_id, backbone in zip(usable.trial_id, usable.backbone, strict=True):
+            splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
+            for explainer in explainers:
+                of_trial = {"trial_id": trial_id, "backbone": backbone}
+                for row in _score_table(context, trial_id, explainer, splits, truths):
+                    answer = predicted.get((trial_id, row["image_id"]))
+                    rows.append(of_trial | row | {"predicted": answer})
+                bar.update(1)
+        bar.close()
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    context.run.write_parquet("scores.parquet", table)
+    return table
+
+
+def _truths(context: Context) -> dict[str, _Truth]:
+    found: dict[str, _Truth] = {}
+    for records in context.explained.values():
+        for record in records:
+            xray = context.dataset.load(record)
+            assert xray.infection_mask is not None
+            found[record.image_id] = _Truth(xray.infection_mask, xray.lung_mask, record.label)
+    return found
+
+
+def _predicted(context: Context) -> dict[tuple[str, str], str]:
+    frame = context.run.read("predictions")
+    keys = zip(frame.trial_id, frame.image_id, strict=True)
+    return dict(zip(keys, frame.predicted, strict=True))
+
+
+def _score_table(
+    context: Context,
+    trial_id: str,
+    explainer: Explainer,
+    splits: Sequence[Split],
+    truths: Mapping[str, _Truth],
+) -> Iterator[dict[str, Any]]:
+    table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
+    rules = {"fixed": explainer.threshold}
+    chosen = _val_threshold(context, table, explainer, truths)
+    if chosen is not None:
+        rules["val"] = chosen
+    for frame in context.run.iterate(table):
+        for row in frame.to_dict("records"):
+            truth = truths.get(row["image_id"])
+            if row["split"] not in splits or truth is None:
+                continue
+            for rule, threshold in rules.items():
+                yield {
+                    "image_id": row["image_id"],
+                    "split": row["split"],
+                    "label": truth.label,
+                    "explainer": explainer.title,
+                    "threshold_rule": rule,
+                    "threshold": threshold,
+                    "seconds": row["seconds"],
+                    "n_forward": row["n_forward"],
+                    "error": row["error"],
+                    **_score_one(row, explainer, threshold, truth),
+                }
+
+
+def _score_one(
+    row: Mapping[str, Any], explainer: Explainer, threshold: float, truth: _Truth
+) -> dict[str, float]:
+    if not pd.isna(row["error"]):
+        return {}
+    clip = truth.lungs if explainer.clip_to_lungs else None
+    salient = binarise(values_of(row), threshold, clip, explainer.median_filter)
+    return localisation_scores(salient, truth.infection)
+
+
+def _val_threshold(
+    context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
+) -> float | None:
+    """The threshold that serves Val best; None where no Val image could be explained."""
+    pairs = _val_maps(context, table, truths)
+    values, masks, clips = [], [], []
+    for found, truth in pairs:
+        values.append(found)
+        masks.append(truth.infection)
+        clips.append(truth.lungs if explainer.clip_to_lungs else None)
+    if not values:
+        return None
+    return choose_threshold(values, masks, clips, explainer.median_filter)[0]
+
+
+def _val_maps(
+    context: Context, table: str, truths: Mapping[str, _Truth]
+) -> Iterator[tuple[Values, _Truth]]:
+    for frame in context.run.iterate(table):
+        for row in frame.to_dict("records"):
+            if row["split"] == "Val" and pd.isna(row["error"]) and row["image_id"] in truths:
+                yield values_of(row), truths[row["image_id"]]
+
+
+def leaderboard(scores: pd.DataFrame, best: Sequence[str]) -> pd.DataFrame:
+    """Means over the Test images of each backbone's best trial, a row an explainer and rule.
+
+    Images with an error are counted in `n_errors` and left out; an undefined Hausdorff distance
+    (an empty mask) is left out of its mean alone, as in the study, and counted in `n_empty`.
+    """
+    part = scores[(scores.split == "Test") & scores.trial_id.isin(list(best))]
+    rows = []
+    keys = ["backbone", "trial_id", "explainer", "threshold_rule"]
+    for key, group in part.groupby(keys, sort=False):
+        good = group[group.error.isna()]
+        row = dict(zip(keys, key, strict=True)) | {"n": len(good)}
+        row |= {name: good[name].mean() for name in METRICS}
+        row |= {
+            "threshold": group.threshold.iloc[0],
+            "n_errors": len(group) - len(good),
+            "n_empty": int(good.hausdorff.isna().sum()),
+            "seconds": good.seconds.mean(),
+            "n_forward": good.n_forward.mean(),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,72 @@
+"""Attribution maps as rows of a table: one table a trial and explainer, below `parts/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from raybench.types import AttributionMap, Values
+
+NO_TRIAL = "shared"
+"""Stands for the trial where an explainer asks no model: its maps serve every trial."""
+
+
+def table_name(trial_id: str, explainer: str) -> str:
+    """The table that holds a trial's maps by one explainer."""
+    return f"maps_{trial_id}_{explainer}"
+
+
+def to_row(
+    image_id: str, split: str, result: AttributionMap | None, error: str | None, seconds: float
+) -> dict[str, Any]:
+    """One row: the map as float32 bytes (none after an error), superpixels where there are any."""
+    row: dict[str, Any] = {
+        "image_id": image_id,
+        "split": split,
+        "error": error,
+        "seconds": seconds,
+        "n_forward": 0,
+        "target": -1,
+        "height": 0,
+        "width": 0,
+        "values": b"",
+        "grid_height": 0,
+        "grid_width": 0,
+        "superpixels": b"",
+        "weights": b"",
+        "r2": float("nan"),
+    }
+    if result is None:
+        return row
+    values = np.ascontiguousarray(result.values, dtype="<f4")
+    row |= {
+        "n_forward": result.n_forward,
+        "target": -1 if result.target is None else result.target,
+        "height": values.shape[0],
+        "width": values.shape[1],
+        "values": values.tobytes(),
+        "r2": float(result.extras.get("r2", float("nan"))),
+    }
+    if "superpixels" in result.extras:
+        labels = np.ascontiguousarray(result.extras["superpixels"], dtype="<i4")
+        row["grid_height"], row["grid_width"] = labels.shape
+        row["superpixels"] = labels.tobytes()
+        row["weights"] = np.ascontiguousarray(result.extras["weights"], dtype="<f8").tobytes()
+    return row
+
+
+def values_of(row: Mapping[str, Any]) -> Values:
+    """The map of a row, float32 `[H, W]`."""
+    flat = np.frombuffer(row["values"], dtype="<f4").astype(np.float32)
+    return flat.reshape(int(row["height"]), int(row["width"]))
+
+
+def superpixels_of(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Superpixels int32 `[h, w]` and their weights float64 `[K]`; None where there are none."""
+    if not row["superpixels"]:
+        return None
+    labels = np.frombuffer(row["superpixels"], dtype="<i4").astype(np.int32)
+    shape = int(row["grid_height"]), int(row["grid_width"])
+    return labels.reshape(shape), np.frombuffer(row["weights"], dtype="<f8").copy()

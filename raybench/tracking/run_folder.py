@@ -1,0 +1,299 @@
+"""The run folder: the one true record of a sweep, and who may write into it.
+
+Workers return results; the driver alone writes here, atomically. MLflow, the report and the status
+command are projections of it that can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from raybench.errors import RunFolderError, StorageError
+from raybench.storage import Storage
+from raybench.tracking import lock
+from raybench.tracking.events import EventLog
+from raybench.tracking.parts import Parts, parquet_bytes
+from raybench.tracking.stored_config import CONFIG_NAME, StoredConfig
+
+State = Literal["new", "resumed", "finished"]
+
+OWN_NAMES = (
+    "events.jsonl",
+    "parts",
+    "trials.csv",
+    "scores.parquet",
+    "leaderboard.csv",
+    "predictions.parquet",
+    "figures",
+    "checkpoints",
+    "mlflow.db",
+    "mlflow.db-journal",
+    "mlflow.db-shm",
+    "mlflow.db-wal",
+    "mlflow-artifacts",
+)
+"""What raybench writes at the top of a run folder, beside the names claimed with `claim`."""
+
+_LOCK = ".lock"
+_CLAIMED = ".claimed"
+_BEING_REMOVED = "being-removed"
+_LEFTOVER = re.compile(r"^\..*\.part$")
+
+
+class RunFolder:
+    """The folder of one sweep. Making the object touches nothing; `open` takes it for a sweep.
+
+    Reading (the report, the projection to MLflow) needs no `open` and no lock.
+
+    Args:
+        root: a local path.
+
+    Attributes:
+        storage: the files below it.
+        events: its event log, `events.jsonl`.
+
+    Raises:
+        RunFolderError: `root` is not a local path.
+    """
+
+    def __init__(self, root: str) -> None:
+        if not Storage(root).is_local:
+            raise RunFolderError(
+                f"{root}: a run folder must be a local path for now (data may lie in a bucket); "
+                f"choose a local output folder and copy it up afterwards"
+            )
+        # Absolute from here on: the process may change its working directory.
+        self.storage = Storage(Storage(root).path())
+        self.path = Path(self.storage.root)
+        self.events = EventLog(self.storage)
+        self._config = StoredConfig(self.storage)
+        self._parts: dict[str, Parts] = {}
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(
+        self, config: Mapping[str, Any], digest: str, resume: bool = False, overwrite: bool = False
+    ) -> State:
+        """Take the folder for a sweep; it stays locked until `close` or the process's end.
+
+        Args:
+            config: the resolved configuration, in plain types (`model_dump(mode="json")`).
+            digest: names the configuration; two sweeps with one digest compute the same.
+            resume: go on with an unfinished sweep of the same digest.
+            overwrite: remove what raybench wrote and start again.
+
+        Returns:
+            "new", "resumed", or "finished" where there is nothing left to do.
+
+        Raises:
+            RunFolderError: the folder holds something else, is in use or cannot be written.
+        """
+        if resume and overwrite:
+            raise RunFolderError(f"{self.path}: pass --resume or --overwrite, not both")
+        if self._lock is not None:
+            raise RunFolderError(f"{self.path}: this run folder is open already; close it first")
+        self._make()
+        self._lock = lock.take(self.path / _LOCK)
+        try:
+            return self._settle(config, digest, resume, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the folder. Closing twice does nothing."""
+        if self._lock is not None:
+            lock.release(self._lock)
+            self._lock = None
+
+    def mark_finished(self) -> None:
+        """Write `sweep_finished`: everything that the sweep asked for is there."""
+        self.events.append("sweep_finished")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the sweep came to its end."""
+        return any(event["kind"] == "sweep_finished" for event in self.events.read())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as it was stored.
+
+        Raises:
+            RunFolderError: this is not a run folder.
+        """
+        return self._config.load()
+
+    @property
+    def digest(self) -> str:
+        """The digest of the configuration.
+
+        Raises:
+            RunFolderError: this is not a run folder.
+        """
+        return self._config.need_digest()
+
+    def append(self, table: str, frame: pd.DataFrame) -> None:
+        """Add rows to `parts/<table>`, all or none, as one Parquet part.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self._table(table).append(frame)
+
+    def read(self, table: str) -> pd.DataFrame:
+        """All rows of `parts/<table>` in the order of writing; empty where there are none.
+
+        Raises:
+            StorageError: a part cannot be read.
+        """
+        return self._table(table).read()
+
+    def compact(self, table: str) -> None:
+        """Merge the parts of `table` into one; a kill neither loses nor doubles a row.
+
+        Raises:
+            StorageError: a part cannot be read or written.
+        """
+        self._table(table).compact()
+
+    def claim(self, name: str) -> None:
+        """Note that raybench writes `name` right below the folder: overwriting removes it.
+
+        Raises:
+            StorageError: it is not a plain name.
+        """
+        if not name or "/" in name or "\\" in name or name in {".", "..", CONFIG_NAME, _LOCK}:
+            raise StorageError(f"{name!r}: expected a plain name right below the run folder")
+        if name not in OWN_NAMES and name not in self._claimed():
+            self.storage.append_line(_CLAIMED, name)
+
+    def write_csv(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table as CSV, atomically, without its index.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.claim(name)
+        self.storage.write(name, frame.to_csv(index=False).encode())
+
+    def write_parquet(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table as Parquet, atomically, without its index.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.claim(name)
+        self.storage.write(name, parquet_bytes(frame, self.storage.path(name)))
+
+    def write_figure(self, name: str, png: bytes) -> None:
+        """Write `figures/<name>`, atomically. The name ends in `.png`.
+
+        Raises:
+            StorageError: the name is another, or the file cannot be written.
+        """
+        if not name.endswith(".png") or "/" in name:
+            raise StorageError(f"{name!r}: a figure's name is plain and ends in .png")
+        self.storage.write(f"figures/{name}", png)
+
+    def read_csv(self, name: str) -> pd.DataFrame:
+        """A CSV table of this folder, `trial_id` as text; empty where there is none.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if not self.storage.exists(name):
+            return pd.DataFrame()
+        try:
+            return pd.read_csv(io.BytesIO(self.storage.read(name)), dtype={"trial_id": str})
+        except pd.errors.EmptyDataError:  # a frame without columns was written
+            return pd.DataFrame()
+        except ValueError as error:
+            raise StorageError(f"{self.storage.path(name)}: not a CSV table ({error})") from error
+
+    def read_parquet(self, name: str) -> pd.DataFrame:
+        """A Parquet table of this folder; empty where there is none.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if not self.storage.exists(name):
+            return pd.DataFrame()
+        try:
+            return pd.read_parquet(io.BytesIO(self.storage.read(name)))
+        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+            path = self.storage.path(name)
+            raise StorageError(f"{path}: not a Parquet table ({error})") from error
+
+    def _table(self, table: str) -> Parts:
+        return self._parts.setdefault(table, Parts(self.storage, table))
+
+    def _make(self) -> None:
+        """Make the folder, and refuse one that holds something that raybench did not write."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = self.storage.names()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: cannot be a run folder ({error.strerror}); choose another"
+            ) from error
+        foreign = [name for name in names if name != _LOCK and not _LEFTOVER.match(name)]
+        if foreign and self._config.digest() is None:
+            raise RunFolderError(
+                f"{self.path}: expected no files, or a run folder with {CONFIG_NAME}, found "
+                f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}; choose another "
+                f"output folder (--overwrite does not touch what raybench did not write)"
+            )
+
+    def _settle(
+        self, config: Mapping[str, Any], digest: str, resume: bool, overwrite: bool
+    ) -> State:
+        stored = self._config.digest()
+        if stored is None or overwrite:
+            if stored is not None:
+                self._clear()
+            self._config.write(config, digest)
+            return "new"
+        if stored == _BEING_REMOVED:
+            raise RunFolderError(
+                f"{self.path}: an earlier --overwrite was interrupted; pass --overwrite again"
+            )
+        if stored != digest:
+            raise RunFolderError(self._config.differences(config))
+        if self.is_finished:
+            return "finished"
+        if not resume:
+            raise RunFolderError(
+                f"{self.path}: holds an unfinished sweep of this configuration; pass --resume to "
+                f"go on or --overwrite to start again"
+            )
+        return "resumed"
+
+    def _clear(self) -> None:
+        """Remove what raybench wrote. Killed on the way, the folder says so when opened again."""
+        self._config.write({}, _BEING_REMOVED)
+        leftovers = [name for name in self.storage.names() if _LEFTOVER.match(name)]
+        try:
+            for name in (*OWN_NAMES, *self._claimed(), *leftovers, _CLAIMED):
+                self.storage.remove(name)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: {name} cannot be removed ({error}); remove it by hand"
+            ) from error
+        self._parts.clear()
+
+    def _claimed(self) -> list[str]:
+        if not self.storage.exists(_CLAIMED):
+            return []
+        return self.storage.read(_CLAIMED).decode().splitlines()

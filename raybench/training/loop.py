@@ -1,0 +1,277 @@
+"""The training loop: plain torch, in phases, resumable after any epoch to the same bits.
+
+What an epoch draws at random depends on the seed and the epoch's number alone, so a loop that goes
+on from a saved state draws what the uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from raybench.errors import RaybenchError
+from raybench.models.backbones import backbone, trainable
+from raybench.models.classifier import Card, save_checkpoint
+from raybench.training.batches import Images, augmenter, batches
+from raybench.training.recipe import Augment, Phase, Recipe
+
+BEST = "best.safetensors"
+
+
+class DivergedError(RaybenchError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1]."""
+
+    epoch: int
+    phase: int
+    unfreeze: str
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class State:
+    """All that the loop needs to go on after an epoch."""
+
+    next_epoch: int
+    net: dict[str, Any]
+    optimizer: dict[str, Any]
+    plateau: dict[str, Any] | None
+    best_accuracy: float
+    best_loss: float
+    best: bytes
+
+    def write(self, folder: Path) -> None:
+        """Two files: `best.safetensors`, the checkpoint kept, and `state.pt`, all the rest."""
+        (folder / BEST).write_bytes(self.best)
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "best"}
+        torch.save(rest, folder / "state.pt")
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """The state that `write` left in the folder."""
+        rest = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        return cls(**rest, best=(folder / BEST).read_bytes())
+
+
+class Trainer:
+    """Fine-tunes one classifier by one resolved recipe.
+
+    Args:
+        net: the classifier; trained in place.
+        recipe: plain values only (see `space.resolve`).
+        card: goes into the kept checkpoint, with the figures of its epoch.
+        augment: random changes of the training images.
+        seed: fixes order, augmentation and dropout.
+        device: where it trains.
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, card: Card, augment: Augment, seed: int, device: str
+    ) -> None:
+        self.device = torch.device(device)
+        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recipe, self.card, self.augment, self.seed = recipe, card, augment, seed
+        self.facts = backbone(recipe.name)
+        self._mean = torch.tensor(self.facts.mean, device=self.device).view(1, 3, 1, 1) * 255.0
+        self._std = torch.tensor(self.facts.std, device=self.device).view(1, 3, 1, 1) * 255.0
+
+    def fit(
+        self,
+        train: Images,
+        val: Images,
+        report: Callable[[Epoch, State], None],
+        state: State | None = None,
+    ) -> State:
+        """Train all phases, calling `report` after each epoch; go on from `state` where given.
+
+        The checkpoint kept is that of the epoch with the highest accuracy on Val, the lower loss
+        deciding between equals.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        if state is not None:
+            self.net.load_state_dict(state.net)
+        first = 0
+        for number, phase in enumerate(self.recipe.phases):
+            last = first + phase.epochs
+            if state is None or state.next_epoch < last:
+                state = self._phase(number, phase, first, last, train, val, report, state)
+            first = last
+        assert state is not None
+        return state
+
+    def _phase(
+        self,
+        number: int,
+        phase: Phase,
+        first: int,
+        last: int,
+        train: Images,
+        val: Images,
+        report: Callable[[Epoch, State], None],
+        state: State | None,
+    ) -> State:
+        optimizer, plateau = self._set_up(phase)
+        start = first
+        if state is not None and state.next_epoch > first:
+            start = state.next_epoch
+            optimizer.load_state_dict(state.optimizer)
+            if plateau and state.plateau:
+                plateau.load_state_dict(state.plateau)
+        for epoch in range(start, last):
+            result = self._epoch(epoch, number, phase, optimizer, train, val)
+            if plateau:
+                plateau.step(result.val_loss)
+            state = self._state(result, optimizer, plateau, state)
+            report(result, state)
+        assert state is not None
+        return state
+
+    def _set_up(self, phase: Phase) -> tuple[Optimizer, ReduceLROnPlateau | None]:
+        names = set(trainable(self.net, self.facts, phase.unfreeze))
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(name in names)
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        kinds: dict[str, Any] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "sgd": partial(torch.optim.SGD, momentum=0.9),
+        }
+        optimizer: Optimizer = kinds[self.recipe.optimizer](
+            parameters, lr=phase.lr, weight_decay=self.recipe.weight_decay
+        )
+        settings = self.recipe.plateau
+        plateau = (
+            ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience)
+            if settings
+            else None
+        )
+        return optimizer, plateau
+
+    def _epoch(
+        self,
+        epoch: int,
+        number: int,
+        phase: Phase,
+        optimizer: Optimizer,
+        train: Images,
+        val: Images,
+    ) -> Epoch:
+        started = time.perf_counter()
+        rate = float(optimizer.param_groups[0]["lr"])
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        train_loss, train_accuracy = self._train(epoch, optimizer, train)
+        val_loss, val_accuracy = self.evaluate(val)
+        return Epoch(
+            epoch=epoch,
+            phase=number,
+            unfreeze=phase.unfreeze,
+            lr=rate,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _train(self, epoch: int, optimizer: Optimizer, train: Images) -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        augment = augmenter(self.augment, generator)
+        self._train_mode()
+        loss_sum, correct = 0.0, 0
+        for pixels, labels in batches(train, int(self.recipe.batch_size), generator):
+            target = labels.to(self.device)
+            inputs = self._normalise(augment(pixels.to(self.device).float().unsqueeze(1)))
+            logits = self.net(inputs)
+            loss = functional.cross_entropy(
+                logits, target, label_smoothing=float(self.recipe.label_smoothing)
+            )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss became {value} in epoch {epoch + 1}; lower the learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss_sum += value * len(labels)
+            correct += int((logits.argmax(1) == target).sum())
+        return loss_sum / len(train), correct / len(train)
+
+    def _train_mode(self) -> None:
+        """Training mode, but frozen BatchNorm layers keep their statistics."""
+        self.net.train()
+        for module in self.net.modules():
+            if isinstance(module, _BatchNorm) and not any(
+                p.requires_grad for p in module.parameters(recurse=False)
+            ):
+                module.eval()
+
+    def evaluate(self, images: Images, batch_size: int = 32) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy, without augmentation."""
+        self.net.eval()
+        loss_sum, correct = 0.0, 0
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                pixels = images.pixels[start : start + batch_size].to(self.device)
+                target = images.labels[start : start + batch_size].to(self.device)
+                logits = self.net(self._normalise(pixels.float().unsqueeze(1)))
+                loss_sum += float(functional.cross_entropy(logits, target, reduction="sum"))
+                correct += int((logits.argmax(1) == target).sum())
+        return loss_sum / len(images), correct / len(images)
+
+    def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        scaled = (batch.expand(-1, 3, -1, -1) - self._mean) / self._std
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def _state(
+        self,
+        result: Epoch,
+        optimizer: Optimizer,
+        plateau: ReduceLROnPlateau | None,
+        before: State | None,
+    ) -> State:
+        better = before is None or (result.val_accuracy, -result.val_loss) > (
+            before.best_accuracy,
+            -before.best_loss,
+        )
+        if better:
+            card = asdict(self.card) | {
+                "scores": {"val_accuracy": result.val_accuracy, "val_loss": result.val_loss}
+            }
+            best = save_checkpoint(self.net, Card(**card))
+            best_accuracy, best_loss = result.val_accuracy, result.val_loss
+        else:
+            assert before is not None
+            best, best_accuracy, best_loss = before.best, before.best_accuracy, before.best_loss
+        return State(
+            next_epoch=result.epoch + 1,
+            net=self.net.state_dict(),
+            optimizer=optimizer.state_dict(),
+            plateau=dict(plateau.state_dict()) if plateau else None,
+            best_accuracy=best_accuracy,
+            best_loss=best_loss,
+            best=best,
+        )

@@ -1,0 +1,270 @@
+"""Ray Tune and Optuna around the training loop: the only module of this room that knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from raybench.data.preprocess import Preprocess
+from raybench.models.classifier import Card, build
+from raybench.training.batches import load_images
+from raybench.training.loop import BEST, Epoch, State, Trainer
+from raybench.training.recipe import Augment, Recipe, Search, Training
+from raybench.training.space import SearchSpace, resolve
+from raybench.types import Dataset, XrayRecord
+
+log = logging.getLogger(__name__)
+
+SCORE = "best_val_accuracy"
+"""What Optuna and ASHA maximise: the highest accuracy on Val so far."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every trial of a sweep gets; pickled to its worker."""
+
+    dataset: Dataset
+    train: tuple[XrayRecord, ...]
+    val: tuple[XrayRecord, ...]
+    preprocess: Preprocess
+    recipes: tuple[Recipe, ...]
+    augment: Augment
+    seed: int
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One finished trial.
+
+    Attributes:
+        status: `finished`, `stopped` (by the scheduler) or `failed`.
+        checkpoint: the file of its best checkpoint, or None where it failed before one.
+    """
+
+    trial_id: str
+    recipe: Recipe
+    status: str
+    val_accuracy: float
+    val_loss: float
+    n_epochs: int
+    error: str | None
+    checkpoint: Path | None
+
+
+class TrialListener(Protocol):
+    """What the driver hears of the trials while they run."""
+
+    def trial_started(self, trial_id: str, recipe: Recipe) -> None:
+        """A trial begins, or goes on after an interruption."""
+
+    def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
+        """A trial finished an epoch; the fields are those of `loop.Epoch`."""
+
+    def trial_ended(self, trial_id: str) -> None:
+        """A trial is done, whichever way."""
+
+
+def trial_name(drawn: Mapping[str, Any]) -> str:
+    """`t0003` for Optuna's trial number 3: the same after a resume and in every rerun."""
+    return f"t{int(drawn['trial_number']):04d}"
+
+
+def train_one(
+    job: TrialJob,
+    recipe: Recipe,
+    report: Callable[[Epoch, State], None],
+    state: State | None = None,
+) -> State:
+    """Train one resolved recipe in this process. Same recipe and seed, same figures.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        ModelError: the weights cannot be had.
+    """
+    torch.set_num_threads(job.n_threads)
+    torch.manual_seed(job.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = build(recipe.name, len(job.dataset.classes), recipe.weights, float(recipe.dropout))
+    card = Card(
+        backbone=recipe.name,
+        classes=job.dataset.classes,
+        input_size=recipe.size,
+        preprocess=job.preprocess.model_dump(),
+    )
+    trainer = Trainer(net, recipe, card, job.augment, job.seed, device)
+    train = load_images(job.dataset, job.train, job.preprocess, recipe.size)
+    val = load_images(job.dataset, job.val, job.preprocess, recipe.size)
+    return trainer.fit(train, val, report, state)
+
+
+def _trial(drawn: dict[str, Any], job: TrialJob) -> None:
+    def report(epoch: Epoch, state: State) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            state.write(Path(folder))
+            figures = asdict(epoch) | {SCORE: state.best_accuracy, "best_val_loss": state.best_loss}
+            tune.report(figures, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    state = None
+    saved = tune.get_checkpoint()
+    if saved is not None:
+        with saved.as_directory() as folder:
+            state = State.read(Path(folder))
+    train_one(job, resolve(job.recipes, drawn), report, state)
+
+
+_listener: TrialListener | None = None
+"""Who hears of the trials of this process. Tune pickles its callbacks and, after a restore, calls
+the unpickled one; a listener holds files and cannot travel that way."""
+
+
+class _Relay(tune.Callback):  # type: ignore[misc]
+    """Passes Tune's events on. An exception in a Tune callback would abort every trial."""
+
+    def __init__(self, recipes: tuple[Recipe, ...]) -> None:
+        self._recipes = recipes
+
+    def _tell(self, call: Callable[[TrialListener], None]) -> None:
+        if _listener is None:
+            return
+        try:
+            call(_listener)
+        except Exception:
+            log.exception("an event of a trial could not be recorded")
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        recipe = resolve(self._recipes, trial.config)
+        self._tell(lambda to: to.trial_started(trial_name(trial.config), recipe))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        recipe = resolve(self._recipes, trial.config)
+        epoch = {name: result[name] for name in Epoch.__dataclass_fields__ if name in result}
+        name = trial_name(trial.config)
+        self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(lambda to: to.trial_ended(trial_name(trial.config)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(lambda to: to.trial_ended(trial_name(trial.config)))
+
+
+def search(
+    job: TrialJob,
+    settings: Search,
+    training: Training,
+    folder: Path,
+    listener: TrialListener,
+    resume: bool,
+) -> list[TrialResult]:
+    """Run all trials, or go on with those that an interrupted driver left in `folder`.
+
+    Args:
+        folder: where Tune keeps its state and the trials' checkpoints; local.
+        resume: restore what is in the folder. Finished trials are kept as they are, others go on
+            from their last epoch, and the Optuna study continues.
+
+    Returns:
+        One result a trial, in the order in which Optuna proposed them.
+    """
+    # By default the driver's state is saved so rarely that young trials would begin again.
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainable = tune.with_resources(tune.with_parameters(_trial, job=job), _resources(training))
+    global _listener
+    _listener = listener
+    if resume and tune.Tuner.can_restore(str(folder)):
+        tuner = tune.Tuner.restore(
+            str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
+        )
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        tuner = _new_tuner(trainable, job, settings, folder)
+    return sorted((_result(job, r) for r in tuner.fit()), key=lambda r: r.trial_id)
+
+
+def _resources(training: Training) -> dict[str, float]:
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    gpus = training.gpus_per_trial
+    return {
+        "cpu": training.cpus_per_trial,
+        "gpu": (1.0 if has_gpu else 0.0) if gpus is None else gpus,
+    }
+
+
+def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
+    space = SearchSpace(job.recipes)
+    points = space.first_points(settings.trials_per_backbone)
+    sampler = optuna.samplers.TPESampler(
+        seed=job.seed, n_startup_trials=settings.n_startup, multivariate=True, group=True
+    )
+    searcher = OptunaSearch(
+        space, metric=SCORE, mode="max", points_to_evaluate=points, sampler=sampler
+    )
+    scheduler = None
+    if settings.scheduler == "asha":
+        longest = max(recipe.n_epochs for recipe in job.recipes)
+        scheduler = ASHAScheduler(
+            metric=SCORE,
+            mode="max",
+            max_t=longest,
+            grace_period=min(settings.grace_epochs, longest),
+            reduction_factor=3,
+        )
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=len(points),
+            search_alg=searcher,
+            scheduler=scheduler,
+            max_concurrent_trials=settings.max_concurrent,
+            trial_name_creator=lambda trial: trial_name(trial.config),
+            trial_dirname_creator=lambda trial: trial_name(trial.config),
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[_Relay(job.recipes)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
+
+
+def _result(job: TrialJob, result: Any) -> TrialResult:
+    recipe = resolve(job.recipes, result.config)
+    figures = result.metrics or {}
+    n_epochs = int(figures.get("epoch", -1)) + 1
+    error = None
+    if result.error is not None:
+        error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")
+    checkpoint = None if result.checkpoint is None else Path(result.checkpoint.path) / BEST
+    status = "finished" if n_epochs >= recipe.n_epochs else "stopped"
+    return TrialResult(
+        trial_id=trial_name(result.config),
+        recipe=recipe,
+        status="failed" if error else status,
+        val_accuracy=float(figures.get(SCORE, float("nan"))),
+        val_loss=float(figures.get("best_val_loss", float("nan"))),
+        n_epochs=n_epochs,
+        error=error.strip() if error else None,
+        checkpoint=checkpoint,
+    )
