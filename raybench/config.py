@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raybench.config_errors import problems_of
-from raybench.data import DatasetSettings
+from raybench.data import DatasetSettings, Folder, Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
 from raybench.executor import Execution
@@ -29,6 +29,7 @@ from raybench.explain import (
     WholeLung,
 )
 from raybench.settings import Settings
+from raybench.storage import Storage
 from raybench.training.recipe import Recipe, Search, Training
 
 
@@ -111,9 +112,9 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _targets(self) -> Self:
-        classes = getattr(self.data, "classes", None) if self.data.name != "folder" else None
-        if classes is None:
-            return self
+        if isinstance(self.data, Folder):
+            return self  # its classes stand in its index, which is read after this
+        classes = self.data.classes
         wanted = {"explain.target": self.explain.target}
         for index, explainer in enumerate(self.explain.explainers):
             if explainer.target is not None:
@@ -129,6 +130,19 @@ class SweepConfig(Settings):
         """16 hexadecimal digits that name what is computed; where it runs does not enter."""
         raw = self.model_dump(mode="json", exclude={"output", "execution", "tracking"})
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
+
+    def located(self) -> SweepConfig:
+        """The same with absolute local paths: workers do not stand in this process's folder."""
+        data = self.data
+        if not isinstance(data, Phantom):
+            data = data.model_copy(update={"root": Storage(data.root).path()})
+        recipes = tuple(
+            r
+            if r.weights in ("hub", "none")
+            else r.model_copy(update={"weights": str(Path(r.weights).absolute())})
+            for r in self.backbones
+        )
+        return self.model_copy(update={"data": data, "backbones": recipes})
 
     @property
     def run_folder(self) -> str:

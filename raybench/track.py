@@ -7,7 +7,6 @@ adds nothing twice.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -54,15 +53,20 @@ def _print(report: ProjectionReport, finished: bool) -> None:
 
 
 def ui_command(report: ProjectionReport) -> str:
-    """How to open the UI on what was projected; it listens on this machine only."""
+    """How to open the UI on what was projected; the server listens on this machine only."""
+    # Without the last part the UI opens on its pages for language models.
+    page = f"#/experiments/{report.experiment_id}/runs?workflowType=machine_learning"
     if report.uri.startswith("http"):
-        return f"open {report.uri}/#/experiments/{report.experiment_id} in a browser"
+        return f"open {report.uri.rstrip('/')}/{page}"
     beside = Path(sys.executable).with_name("mlflow")
-    command = os.path.relpath(beside) if beside.exists() else "mlflow"
+    command = str(beside) if beside.exists() else "mlflow"
+    if beside.is_relative_to(Path.cwd()):
+        command = str(beside.relative_to(Path.cwd()))
     # Without job execution the server starts in half the time.
     return (
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(command)} ui "
-        f"--backend-store-uri {shlex.quote(report.uri)} --host 127.0.0.1"
+        f"--backend-store-uri {shlex.quote(report.uri)} --host 127.0.0.1 --port 5000\n"
+        f"and open http://127.0.0.1:5000/{page}"
     )
 
 

@@ -32,7 +32,8 @@ def start_ray(settings: Execution) -> str:
         ExecutionError: `RAY_ADDRESS` names a cluster that cannot be joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # RAY_AUTH_MODE is left alone: Ray starts with token authentication by itself and reads the
+    # variable at import, so that setting it here would leave this process and its children apart.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {
         "runtime_env": {"env_vars": WORKER_ENV},

@@ -152,7 +152,7 @@ class Phantom(Settings):
 
 
 def _cls(record: XrayRecord) -> PhantomClass:
-    return _CLASSES[_CLASSES.index(record.label)]  # type: ignore[arg-type]
+    return _CLASSES[_CLASSES.index(record.label)]
 
 
 def marker_mask(dataset: Phantom, record: XrayRecord) -> Mask:

@@ -86,9 +86,10 @@ class _Canvas:
         self._shift = rng.uniform(-0.03, 0.03, size=2)
 
     def pixels(self, points: Points) -> NDArray[np.int32]:
-        """Fixed-point pixel positions (4 fractional bits), int32 `[n, 2]`."""
+        """Fixed-point pixel positions (4 fractional bits), int32 `[..., n, 2]`."""
         placed = (points - self._centre) @ self._matrix.T + self._centre + self._shift
-        return np.round(placed * self.size * 16).astype(np.int32)
+        fixed: NDArray[np.int32] = np.round(placed * self.size * 16).astype(np.int32)
+        return fixed
 
     def blank(self) -> Gray:
         return np.zeros((self.size, self.size), np.uint8)
@@ -98,25 +99,30 @@ class _Canvas:
         cv2.fillPoly(layer, [self.pixels(points)], value, kind, 4)
 
     def stroke(self, layer: Gray, points: Points, width: float, value: int = 255) -> None:
+        """Draw one path `[n, 2]`, or several `[k, n, 2]`."""
         thick = max(1, round(width * self.size))
-        cv2.polylines(layer, [self.pixels(points)], False, value, thick, cv2.LINE_AA, 4)
+        paths = list(self.pixels(points.reshape(-1, *points.shape[-2:])))
+        cv2.polylines(layer, paths, False, value, thick, cv2.LINE_AA, 4)
 
-    def soft(self, layer: NDArray[Any], sigma: float) -> Plane:
+    def soft(self, layer: Gray, sigma: float) -> Plane:
         """The layer as float32 (255 becomes 1), blurred; `sigma` is a share of the width."""
-        plane = layer.astype(np.float32) * np.float32(1 / 255)
-        return _blur(plane, sigma * self.size)
+        soft: Plane = _blur(layer, sigma * self.size).astype(np.float32)
+        soft *= np.float32(1 / 255)
+        return soft
 
 
-def _blur(plane: Plane, sigma: float) -> Plane:
-    """Gaussian blur; a wide one is made on a smaller grid, where it costs little."""
-    step = 4 if sigma >= 6 else 1
+def _blur(plane: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """Gaussian blur, cut at three deviations; a wide one is made on a coarser grid."""
+    step = 4 if sigma >= 6 else 2 if sigma >= 3 else 1
     small = plane
     if step > 1:
         small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), max(sigma / step, 0.2), borderType=cv2.BORDER_REPLICATE)
+    spread = max(sigma / step, 0.2)
+    side = 2 * int(np.ceil(3 * spread)) + 1
+    small = cv2.GaussianBlur(small, (side, side), spread, borderType=cv2.BORDER_REPLICATE)
     if step > 1:
         small = cv2.resize(small, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.asarray(small, np.float32)
+    return small
 
 
 def _curve(control: Points, n: int = 10) -> Points:
@@ -176,20 +182,18 @@ def _draw_lungs(canvas: _Canvas, outlines: tuple[Points, Points]) -> tuple[Mask,
 def _ribs(canvas: _Canvas, rng: np.random.Generator) -> Gray:
     """Nine pairs of posterior ribs with a dense rim, and fainter, steeper anterior ends."""
     layer = canvas.blank()
-    t = np.linspace(0, 1, 14)
     gap, top = rng.uniform(0.066, 0.080), rng.uniform(0.13, 0.17)
     slope, width = rng.uniform(0.04, 0.10), rng.uniform(0.020, 0.027)
-    for number in range(9):
-        reach = 0.20 + 0.155 * np.sqrt(min(1.0, (number + 0.6) / 5))
-        for side in (-1, 1):
-            y = top + number * gap + rng.normal(0, 0.003)
-            x = 0.5 + side * (0.035 + reach * np.sin(t * np.pi / 2))
-            back = np.stack([x, y - 0.035 * np.sin(np.pi * t) + slope * t**2], axis=1)
-            front = np.stack([x[4:], y + 0.11 + slope - 0.17 * (1 - t[4:]) ** 0.8], axis=1)
-            if number < 7:
-                canvas.stroke(layer, front[::-1], width * 0.9, 70)
-            canvas.stroke(layer, back, width, 255)
-            canvas.stroke(layer, back, width * 0.55, 175)
+    number, side = np.arange(9)[:, None, None], np.array([-1, 1])[:, None]
+    t = np.linspace(0, 1, 14)
+    y = top + number * gap + rng.normal(0, 0.003, (9, 2, 1))
+    reach = 0.20 + 0.155 * np.sqrt(np.minimum(1.0, (number + 0.6) / 5))
+    x = 0.5 + side * (0.035 + reach * np.sin(t * np.pi / 2)) + np.zeros_like(y)
+    back = np.stack([x, y - 0.035 * np.sin(np.pi * t) + slope * t**2], axis=-1)
+    fall = y[:7] + 0.11 + slope - 0.17 * (1 - t[4:]) ** 0.8
+    canvas.stroke(layer, np.stack([x[:7, :, 4:], fall], axis=-1), width * 0.9, 70)
+    canvas.stroke(layer, back, width, 255)
+    canvas.stroke(layer, back, width * 0.55, 175)
     return layer
 
 
@@ -197,9 +201,9 @@ def _bones(canvas: _Canvas, rng: np.random.Generator) -> Gray:
     """Spine with its discs, clavicles and the edges of the shoulder blades."""
     layer = canvas.blank()
     height = rng.uniform(0.046, 0.056)
-    for number in range(24):
-        y = -0.05 + number * height
-        box = [[0.468, y], [0.532, y], [0.532, y + height * 0.74], [0.468, y + height * 0.74]]
+    for top in (-0.05 + height * np.arange(24)).tolist():
+        low = top + height * 0.74
+        box = [[0.468, top], [0.532, top], [0.532, low], [0.468, low]]
         canvas.fill(layer, np.array(box), 130)
     t = np.linspace(0, 1, 12)
     lift = rng.uniform(-0.03, 0.03)
@@ -216,25 +220,30 @@ def _bones(canvas: _Canvas, rng: np.random.Generator) -> Gray:
 
 
 def _vessels(canvas: _Canvas, rng: np.random.Generator) -> Gray:
-    """Two trees that fan out of the hila and thin towards the edge of the lungs."""
+    """Two trees that fan out of the hila, fork, and thin towards the edge of the lungs."""
     layer = canvas.blank()
-    t = np.linspace(0, 1, 8)[:, None]
+    t = np.linspace(0, 1, 8)
     for side in (-1, 1):
         root = np.array([0.5 + side * 0.065, 0.42]) + rng.normal(0, 0.01, 2)
-        angles = np.linspace(-1.2, 1.3, 6) + rng.normal(0, 0.14, 6)
-        for angle, length in zip(angles, rng.uniform(0.16, 0.34, 6), strict=True):
-            start = root + rng.normal(0, 0.018, 2)
-            swing = angle + rng.normal(0, 0.5) * t + rng.normal(0, 0.2) * np.sin(5 * t)
-            path = start + length * t * np.hstack([side * np.cos(swing), 1.1 * np.sin(swing)])
-            canvas.stroke(layer, path[:5], 0.009, 200)
-            canvas.stroke(layer, path[4:], 0.005, 150)
-            forks, turns = rng.integers(2, 7, 4), rng.normal(0, 0.7, 4)
-            for fork, turn in zip(forks, turns, strict=True):
-                way = angle + turn + 0.4 * np.sign(turn) + 0.4 * turn * t
-                reach = 0.4 * length * np.hstack([side * np.cos(way), np.sin(way)])
-                canvas.stroke(layer, path[fork] + t * reach, 0.004, 105)
+        angle = np.linspace(-1.2, 1.3, 6)[:, None] + rng.normal(0, 0.14, (6, 1))
+        length = rng.uniform(0.16, 0.34, (6, 1))
+        swing = angle + rng.normal(0, 0.5, (6, 1)) * t + rng.normal(0, 0.2, (6, 1)) * np.sin(5 * t)
+        start = (root + rng.normal(0, 0.018, (6, 2)))[:, None]
+        paths = start + _way(side, swing, length * t)
+        fork, turn = rng.integers(2, 7, (6, 4)), rng.normal(0, 0.7, (6, 4, 1))
+        swing = angle[:, None] + turn * (1 + 0.4 * t) + 0.4 * np.sign(turn)
+        twigs = paths[np.arange(6)[:, None], fork][:, :, None]
+        twigs = twigs + _way(side, swing, 0.4 * length[:, None] * t)
+        canvas.stroke(layer, twigs, 0.004, 105)
+        canvas.stroke(layer, paths[:, 4:], 0.005, 150)
+        canvas.stroke(layer, paths[:, :5], 0.009, 200)
         canvas.stroke(layer, root + np.array([[0, -0.05], [side * 0.012, 0], [0, 0.06]]), 0.035, 90)
     return layer
+
+
+def _way(side: int, angle: Points, far: Points) -> Points:
+    """Steps `[..., n, 2]` from the hilum's side of the lung outwards."""
+    return np.stack([side * far * np.cos(angle), 1.1 * far * np.sin(angle)], axis=-1)
 
 
 def _soft_tissue(
@@ -251,7 +260,7 @@ def _soft_tissue(
     edge = [[0.5 - wide, -0.05], [0.5 + wide, -0.05], [0.56 + wide / 3, 0.31], [0.57, 1.1]]
     canvas.fill(middle, np.array([*edge, [0.44, 1.1], [0.455, 0.3]]))
     canvas.fill(heart, _curve(np.array(_HEART) + rng.normal(0, 0.006, (len(_HEART), 2))))
-    weight = rng.uniform(0.8, 1.2, 4)
+    weight = rng.uniform(0.8, 1.2, 4).tolist()
     return np.asarray(
         0.56 * weight[0] * canvas.soft(body, 0.014)
         + 0.13 * weight[2] * canvas.soft(middle, 0.012)
@@ -276,7 +285,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
     both = (lungs[0] | lungs[1]).astype(np.uint8) * np.uint8(255)
     near, far = canvas.soft(both, 0.004), canvas.soft(both, 0.045)
     density = _soft_tissue(canvas, rng, outlines)
-    weight = rng.uniform(0.8, 1.2, 5)
+    weight = rng.uniform(0.8, 1.2, 5).tolist()
     air = near * (0.55 + 0.45 * far)
     density -= 0.42 * weight[0] * air
     density += 0.095 * weight[1] * canvas.soft(_ribs(canvas, rng), 0.004)
@@ -285,7 +294,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
     density += 0.016 * weight[4] * smooth_noise(rng, size, 6, octaves=4)
     clean = _expose(density, canvas, rng)
     grain = rng.standard_normal((size, size), dtype=np.float32) * np.float32(rng.uniform(2, 5))
-    noisy = np.clip(clean + grain, 0, WHITE)
+    noisy = np.clip(clean + grain, 0, np.float32(WHITE))
     return Scene(clean, noisy, lungs)
 
 
@@ -297,5 +306,7 @@ def _expose(density: Plane, canvas: _Canvas, rng: np.random.Generator) -> Plane:
     ramp = np.linspace(-1, 1, canvas.size, dtype=np.float32)
     beam = (1 + tilt[0] * ramp[None, :] + tilt[1] * ramp[:, None]).astype(np.float32)
     light = np.clip(density * beam, 0, 1.05) ** np.float32(gamma)
-    sharp = _blur(light, rng.uniform(0.0008, 0.0032) * canvas.size)
-    return np.clip(low + (high - low) * sharp, 0, WHITE).astype(np.float32)
+    sharp: Plane = _blur(light, rng.uniform(0.0008, 0.0032) * canvas.size)
+    sharp *= np.float32(high - low)
+    sharp += np.float32(low)
+    return np.clip(sharp, 0, np.float32(WHITE), out=sharp)

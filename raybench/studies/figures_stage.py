@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from raybench.data.preprocess import resize_gray
+from raybench.explain import Explainer, Lime
 from raybench.report.figures import (
     PanelCell,
     PanelRow,
@@ -18,10 +21,11 @@ from raybench.report.figures import (
     roc_curves,
     training_curves,
 )
+from raybench.report.infection_map import infection_map, superpixel_map
 from raybench.scoring.classification import confusion
 from raybench.studies.context import Context
 from raybench.tracking.maps import NO_TRIAL, superpixels_of, table_name, values_of
-from raybench.types import XrayRecord
+from raybench.types import Gray
 
 
 def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd.DataFrame) -> None:
@@ -56,7 +60,7 @@ def _epochs(context: Context) -> pd.DataFrame:
     )
 
 
-def _classification(context: Context, trial: dict[str, Any]) -> None:
+def _classification(context: Context, trial: Mapping[Hashable, Any]) -> None:
     classes = context.dataset.classes
     frame = context.run.read("predictions")
     part = frame[(frame.trial_id == trial["trial_id"]) & (frame.split == "Test")]
@@ -66,53 +70,55 @@ def _classification(context: Context, trial: dict[str, Any]) -> None:
     labels = np.array([classes.index(label) for label in part.label])
     title = f"{trial['backbone']} ({trial['trial_id']}), Test"
     matrix = confusion(probabilities, labels, len(classes))
-    name = trial["trial_id"]
+    name = str(trial["trial_id"])
     context.run.write_figure(
         f"roc_{name}.png", png(roc_curves(probabilities, labels, classes, title))
     )
     context.run.write_figure(f"confusion_{name}.png", png(confusion_matrix(matrix, classes, title)))
 
 
-def _panel(context: Context, trial: dict[str, Any], scores: pd.DataFrame) -> Any:
+def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame) -> Figure:
     """Infection maps of some Test images by every explainer, the IoU of the `val` rule beneath."""
     wanted = context.explained["Test"]
     n = min(context.config.explain.panels, len(wanted))
-    records = [wanted[i * len(wanted) // n] for i in range(n)]
-    cells = {r.image_id: _cells(context, trial["trial_id"], r, scores) for r in records}
     rows = []
-    for record in records:
+    for record in (wanted[i * len(wanted) // n] for i in range(n)):
         xray = context.dataset.load(record)
-        rows.append(
-            PanelRow(
-                name=record.image.rsplit("/", 1)[-1],
-                image=context.config.preprocess.apply(xray),
-                lung_mask=xray.lung_mask,
-                infection_mask=xray.infection_mask,
-                cells=tuple(cells[record.image_id]),
+        image = context.config.preprocess.apply(xray)
+        cells: list[PanelCell] = []
+        for explainer in context.config.explain.explainers:
+            cells += _cells(
+                context, str(trial["trial_id"]), explainer, record.image_id, image, scores
             )
-        )
+        name = record.image.rsplit("/", 1)[-1]
+        rows.append(PanelRow(name, image, xray.lung_mask, xray.infection_mask, tuple(cells)))
     return explanation_panel(rows, f"{trial['backbone']} ({trial['trial_id']}), Test")
 
 
 def _cells(
-    context: Context, trial_id: str, record: XrayRecord, scores: pd.DataFrame
-) -> Sequence[PanelCell]:
-    cells = []
-    for explainer in context.config.explain.explainers:
-        owner = trial_id if explainer.uses_model else NO_TRIAL
-        row = _row(context, table_name(owner, explainer.title), record.image_id)
-        if row is None or not pd.isna(row["error"]):
-            continue
-        found = superpixels_of(row)
-        cells.append(
-            PanelCell(
-                explainer=explainer.title,
-                values=values_of(row),
-                iou=_iou(scores, trial_id, explainer.title, record.image_id),
-                superpixels=None if found is None else found[0],
-                weights=None if found is None else found[1],
-            )
-        )
+    context: Context,
+    trial_id: str,
+    explainer: Explainer,
+    image_id: str,
+    image: Gray,
+    scores: pd.DataFrame,
+) -> list[PanelCell]:
+    """One picture, and for LIME a second one of the superpixels for and against."""
+    owner = trial_id if explainer.uses_model else NO_TRIAL
+    row = _row(context, table_name(owner, explainer.title), image_id)
+    has_regions = isinstance(explainer, Lime)
+    plain = np.repeat(image[:, :, None], 3, axis=2)
+    if row is None or not pd.isna(row["error"]):
+        cell = PanelCell(explainer.title, plain, note="no map")
+        return [cell, cell] if has_regions else [cell]
+    iou = _iou(scores, trial_id, explainer.title, image_id)
+    cells = [PanelCell(explainer.title, infection_map(image, values_of(row)), iou)]
+    found = superpixels_of(row)
+    if has_regions and found is not None:
+        labels, weights = found
+        shape = (labels.shape[0], labels.shape[1])
+        regions = superpixel_map(resize_gray(image, shape), labels, weights)
+        cells.append(PanelCell(f"{explainer.title} regions", regions))
     return cells
 
 

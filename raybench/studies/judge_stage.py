@@ -40,12 +40,13 @@ def predict(
     try:
         for trial_id, size in todo:
             jobs = _jobs(context, trial_id, size, records)
-            rows = []
+            parts: dict[int, np.ndarray] = {}
             for outcome in run_jobs(jobs, pool, lambda unit: bar.update(unit.n_forward)):
                 if outcome.error is not None:
                     raise ExecutionError(f"trial {trial_id} on {split}: {outcome.error}")
-                rows.append((outcome.key, outcome.result))
-            found = np.concatenate([result for _, result in sorted(rows, key=lambda r: r[0])])
+                assert isinstance(outcome.key, int)
+                parts[outcome.key] = outcome.result
+            found = np.concatenate([parts[number] for number in sorted(parts)])
             context.run.append("predictions", _frame(context, trial_id, records, found))
     finally:
         bar.close()

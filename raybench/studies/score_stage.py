@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def _score_table(
 
 
 def _score_one(
-    row: Mapping[str, Any], explainer: Explainer, threshold: float, truth: _Truth
+    row: Mapping[Hashable, Any], explainer: Explainer, threshold: float, truth: _Truth
 ) -> dict[str, float]:
     if not pd.isna(row["error"]):
         return {}

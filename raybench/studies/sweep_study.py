@@ -86,6 +86,7 @@ def run_sweep(
 
 def _prepare(config: SweepConfig, run: RunFolder, state: str) -> Context:
     """Look at every image, and make sure that the weights can be had."""
+    config = config.located()
     dataset = config.data
     total = len(dataset.records())
     bar = progress_bar(total, "checking images", "image")

@@ -57,13 +57,13 @@ def to_row(
     return row
 
 
-def values_of(row: Mapping[str, Any]) -> Values:
+def values_of(row: Mapping[Any, Any]) -> Values:
     """The map of a row, float32 `[H, W]`."""
     flat = np.frombuffer(row["values"], dtype="<f4").astype(np.float32)
     return flat.reshape(int(row["height"]), int(row["width"]))
 
 
-def superpixels_of(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+def superpixels_of(row: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """Superpixels int32 `[h, w]` and their weights float64 `[K]`; None where there are none."""
     if not row["superpixels"]:
         return None

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -86,6 +87,25 @@ class Parts:
         frame: pd.DataFrame = self._joined(tables).to_pandas()
         return frame
 
+    def iterate(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The parts one after the other, so that a large table is never held whole.
+
+        Args:
+            columns: those to read; None reads all.
+
+        Raises:
+            StorageError: a part is damaged.
+        """
+        replaced: set[str] = set()
+        names = self._part_names()
+        for name in names:
+            if ".merged." in name:
+                replaced |= self._replaced_by(self._decode(name, []))
+        for name in names:
+            if name not in replaced:
+                frame: pd.DataFrame = self._decode(name, columns).to_pandas()
+                yield frame
+
     def compact(self) -> None:
         """Merge all parts into one. A kill at any moment neither loses nor doubles a row.
 
@@ -131,13 +151,18 @@ class Parts:
                     raise StorageError(f"{where}: parts vanish while being read") from error
         replaced: set[str] = set()
         for table in tables.values():
-            replaced.update(json.loads((table.schema.metadata or {}).get(_REPLACES, b"[]")))
+            replaced |= self._replaced_by(table)
         return {name: table for name, table in tables.items() if name not in replaced}
 
-    def _decode(self, name: str) -> Any:
+    @staticmethod
+    def _replaced_by(table: Any) -> set[str]:
+        return set(json.loads((table.schema.metadata or {}).get(_REPLACES, b"[]")))
+
+    def _decode(self, name: str, columns: Sequence[str] | None = None) -> Any:
         path = f"{self._folder}/{name}"
         try:
-            return pq.read_table(io.BytesIO(self._storage.read(path)))
+            wanted = None if columns is None else list(columns)
+            return pq.read_table(io.BytesIO(self._storage.read(path)), columns=wanted)
         except pa.ArrowException as error:
             raise StorageError(
                 f"{self._storage.path(path)}: not a whole Parquet file ({error}); it was damaged "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +117,15 @@ class RunFolder:
             lock.release(self._lock)
             self._lock = None
 
+    def discard(self) -> None:
+        """Take back a folder in which nothing was computed yet, as if it had not been opened."""
+        self._clear()
+        self.storage.remove("config.yaml")
+        self.close()
+        self.storage.remove(_LOCK)
+        if not self.storage.names():
+            self.path.rmdir()
+
     def mark_finished(self) -> None:
         """Write `sweep_finished`: everything that the sweep asked for is there."""
         self.events.append("sweep_finished")
@@ -159,6 +168,14 @@ class RunFolder:
             StorageError: a part cannot be read.
         """
         return self._table(table).read()
+
+    def iterate(self, table: str, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The rows of `parts/<table>` part by part; only some columns where they are named.
+
+        Raises:
+            StorageError: a part cannot be read.
+        """
+        yield from self._table(table).iterate(columns)
 
     def compact(self, table: str) -> None:
         """Merge the parts of `table` into one; a kill neither loses nor doubles a row.

@@ -187,6 +187,7 @@ def search(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
     trainable = tune.with_resources(tune.with_parameters(_trial, job=job), _resources(training))
     global _listener
     _listener = listener

@@ -306,18 +306,16 @@ def test_a_projection_cut_short_is_made_whole(
     def failing(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == 6:  # the points of the first trial are in, the tag that says so is not
             raise ConnectionError("the cable was pulled")
         return batch(self, *arguments, **named)
 
-    before = sorted(p.name for p in run.path.iterdir())
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", failing)
         with pytest.raises(TrackingError, match="the cable was pulled"):
             project(run)
-    assert sorted({*before, "mlflow.db"}) == sorted(
-        p.name for p in run.path.iterdir() if p.name != "mlflow-artifacts"
-    )
+    assert {path: path.read_bytes() for path in before} == before
     project(run)
     assert [row.split(",")[0] for row in dump(run.path)["metrics"]] == [
         row.split(",")[0] for row in dump(whole.path)["metrics"]
@@ -400,12 +398,13 @@ def test_a_dead_server_is_told_at_once(scheme: str) -> None:
     assert "hidden" not in str(caught.value)
 
 
-def test_a_server_that_never_answers_is_given_up() -> None:
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_uri, "_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         with pytest.raises(TrackingError):
             check_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < 3
 
 
 def test_the_command(tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,7 +412,7 @@ def test_the_command(tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixt
     assert track.main([str(run.path)]) == 0  # the sweep still holds its lock
     out = capsys.readouterr().out
     assert "4 trials (not finished yet" in out
-    assert f"ui --backend-store-uri {tracking_uri.default(run.path)} --host 127.0.0.1" in out
+    assert f"ui --backend-store-uri {tracking_uri.default(run.path)} --host 127.0.0.1 " in out
     assert track.main([str(tmp_path)]) == 2
     assert track.main([str(run.path), "--uri", f"http://127.0.0.1:{closed_port()}"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()

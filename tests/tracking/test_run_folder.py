@@ -192,8 +192,8 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 def test_the_lock_keeps_a_second_sweep_out_and_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import sys, time; from raybench.tracking.run_folder import RunFolder\n"
-        f"run = RunFolder({str(tmp_path)!r}); run.open({CONFIG!r}, 'd1'); print('open', flush=True)\n"
-        "time.sleep(60)"
+        f"run = RunFolder({str(tmp_path)!r}); run.open({CONFIG!r}, 'd1')\n"
+        "print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
