@@ -46,7 +46,8 @@ def _dry_run(config: SweepConfig) -> int:
 
 
 def _run(config: SweepConfig, arguments: Arguments) -> int:
-    console = Console()
+    # A file or a pipe has no width of its own; tables are cut at 80 columns there otherwise.
+    console = Console(width=None if sys.stdout.isatty() else 110)
 
     def start() -> None:
         console.print(start_ray(config.execution), highlight=False)

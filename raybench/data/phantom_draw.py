@@ -114,7 +114,7 @@ class _Canvas:
 def _blur(plane: NDArray[Any], sigma: float) -> NDArray[Any]:
     """Gaussian blur, cut at three deviations; a wide one is made on a coarser grid."""
     step = 4 if sigma >= 6 else 2 if sigma >= 3 else 1
-    small = plane
+    small: NDArray[Any] = plane
     if step > 1:
         small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
     spread = max(sigma / step, 0.2)
@@ -138,15 +138,15 @@ def _curve(control: Points, n: int = 10) -> Points:
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> Plane:
-    """Smooth noise of about unit deviation, float32 `[size, size]`; the first octave has `cells`
-    cells a side, each further one twice as many at two thirds of the weight."""
-    total = np.zeros((size, size), np.float32)
+    """Smooth noise, float32 `[size, size]`, the first octave of about unit deviation and `cells`
+    cells a side, each further one of twice as many cells and two thirds of the weight."""
+    total = np.zeros((cells, cells), np.float32)
     for octave in range(octaves):
-        side = cells * 2**octave + 2
+        side = cells * 2**octave
+        total = cv2.resize(total, (side, side), interpolation=cv2.INTER_CUBIC)
         grid = rng.standard_normal((side, side), dtype=np.float32)
-        grid *= np.float32(1.4 * 0.67**octave)
-        total += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
-    return total
+        total += grid * np.float32(1.4 * 0.67**octave)
+    return np.asarray(cv2.resize(total, (size, size), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _lung_outlines(rng: np.random.Generator) -> tuple[Points, Points]:

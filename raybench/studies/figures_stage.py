@@ -41,8 +41,9 @@ def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd
         epochs = _epochs(context)
         if len(epochs):
             run.write_figure("training_curves.png", png(training_curves(epochs)))
+        references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         if len(board):
-            run.write_figure("explainers.png", png(explainer_bars(board)))
+            run.write_figure("explainers.png", png(explainer_bars(board, references)))
         for trial in judged[judged.best].to_dict("records"):
             _classification(context, trial)
             if context.config.explain.panels:
@@ -110,7 +111,8 @@ def _cells(
     plain = np.repeat(image[:, :, None], 3, axis=2)
     if row is None or not pd.isna(row["error"]):
         cell = PanelCell(explainer.title, plain, note="no map")
-        return [cell, cell] if has_regions else [cell]
+        blank = PanelCell(f"{explainer.title} regions", plain)
+        return [cell, blank] if has_regions else [cell]
     iou = _iou(scores, trial_id, explainer.title, image_id)
     cells = [PanelCell(explainer.title, infection_map(image, values_of(row)), iou)]
     found = superpixels_of(row)
@@ -118,7 +120,8 @@ def _cells(
         labels, weights = found
         shape = (labels.shape[0], labels.shape[1])
         regions = superpixel_map(resize_gray(image, shape), labels, weights)
-        cells.append(PanelCell(f"{explainer.title} regions", regions))
+        key = "green for, red against"
+        cells.append(PanelCell(f"{explainer.title} regions", regions, note=key))
     return cells
 
 

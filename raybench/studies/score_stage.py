@@ -135,15 +135,17 @@ def _val_threshold(
     context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
 ) -> float | None:
     """The threshold that serves Val best; None where no Val image could be explained."""
-    pairs = _val_maps(context, table, truths)
-    values, masks, clips = [], [], []
-    for found, truth in pairs:
-        values.append(found)
-        masks.append(truth.infection)
-        clips.append(truth.lungs if explainer.clip_to_lungs else None)
-    if not values:
+    if next(_val_maps(context, table, truths), None) is None:
         return None
-    return choose_threshold(values, masks, clips, explainer.median_filter)[0]
+    # Three streams over the same parts, so that no more than one map is held at a time.
+    maps, masks, lungs = (_val_maps(context, table, truths) for _ in range(3))
+    clip = explainer.clip_to_lungs
+    return choose_threshold(
+        (values for values, _ in maps),
+        (truth.infection for _, truth in masks),
+        (truth.lungs if clip else None for _, truth in lungs),
+        explainer.median_filter,
+    )[0]
 
 
 def _val_maps(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +17,8 @@ def show(run: RunFolder, console: Console) -> None:
     """Print the trials, the leaderboard and where everything lies."""
     trials, board = run.read_csv("trials.csv"), run.read_csv("leaderboard.csv")
     console.print(_trials(trials))
-    console.print(_board(board))
+    for table in _boards(board) if len(board) else ():
+        console.print(table)
     warnings = [e["message"] for e in run.events.read() if e["kind"] == "warning"]
     for message in dict.fromkeys(warnings):
         console.print(f"Note: {message}", highlight=False, markup=False)
@@ -39,12 +42,19 @@ def _number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
-def _trials(frame: pd.DataFrame) -> Table:
-    table = Table(title="Trials (* best of its backbone, chosen on Val)", title_justify="left")
-    for name in ("trial", "backbone", "status", "epochs"):
+def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in text:
         table.add_column(name, no_wrap=True)
-    for name in ("Val accuracy", "Val AUC", "Test accuracy", "Test AUC"):
-        table.add_column(name, justify="right")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _trials(frame: pd.DataFrame) -> Table:
+    numbers = ("Val acc.", "Val AUC", "Test acc.", "Test AUC")
+    text = ("trial", "backbone", "status", "epochs")
+    table = _table("Trials (* best of its backbone, chosen on Val)", text, numbers)
     for row in frame.to_dict("records"):
         table.add_row(
             f"{row['trial_id']}{' *' if row['best'] else ''}",
@@ -59,28 +69,19 @@ def _trials(frame: pd.DataFrame) -> Table:
     return table
 
 
-def _board(frame: pd.DataFrame) -> Table:
-    table = Table(title="Localisation on Test, means over images", title_justify="left")
-    for name in ("backbone", "explainer", "threshold"):
-        table.add_column(name, no_wrap=True)
-    for name in ("n", "IoU", "Dice", "Hausdorff", "passes"):
-        table.add_column(name, justify="right")
-    ordered = (
-        frame.sort_values(["backbone", "iou"], ascending=[True, False]) if len(frame) else frame
-    )
-    before = None
-    for row in ordered.to_dict("records"):
-        if before not in (None, row["backbone"]):
-            table.add_section()
-        before = row["backbone"]
-        table.add_row(
-            str(row["backbone"]),
-            str(row["explainer"]),
-            f"{row['threshold_rule']} {_number(row['threshold'], 2)}",
-            str(row["n"]),
-            _number(row["iou"]),
-            _number(row["dice"]),
-            _number(row["hausdorff"], 1),
-            _number(row["n_forward"], 0),
-        )
-    return table
+def _boards(frame: pd.DataFrame) -> Iterator[Table]:
+    numbers = ("n", "IoU", "Dice", "Hausdorff", "passes")
+    for backbone, part in frame.groupby("backbone", sort=True):
+        title = f"{backbone}: localisation on Test, means over images"
+        table = _table(title, ("explainer", "threshold"), numbers)
+        for row in part.sort_values("iou", ascending=False).to_dict("records"):
+            table.add_row(
+                str(row["explainer"]),
+                f"{row['threshold_rule']} {_number(row['threshold'], 2)}",
+                str(row["n"]),
+                _number(row["iou"]),
+                _number(row["dice"]),
+                _number(row["hausdorff"], 1),
+                _number(row["n_forward"], 0),
+            )
+        yield table
