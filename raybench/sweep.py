@@ -49,8 +49,11 @@ def _run(config: SweepConfig, arguments: Arguments) -> int:
     # A file or a pipe has no width of its own; tables are cut at 80 columns there otherwise.
     console = Console(width=None if sys.stdout.isatty() else 110)
 
+    started: list[str] = []
+
     def start() -> None:
-        console.print(start_ray(config.execution), highlight=False)
+        started.append(start_ray(config.execution))
+        console.print(started[-1], highlight=False)
 
     try:
         run_sweep(config, Options(arguments.resume, arguments.overwrite), console, start)
@@ -62,7 +65,8 @@ def _run(config: SweepConfig, arguments: Arguments) -> int:
         )
         return EXIT_INTERRUPTED
     finally:
-        stop_ray()
+        if started:
+            stop_ray()
     return 0
 
 

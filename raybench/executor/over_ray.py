@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ class _Worker:
     def __init__(self, n_threads: int, batch_size: int) -> None:
         torch.set_num_threads(n_threads)
         self._resident = Resident(batch_size)
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def run(
         self, ticket: int, task: Task, unit: Unit, model: str | None, checkpoint: list[Any]

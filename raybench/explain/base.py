@@ -100,10 +100,16 @@ class Explainer(Settings):
             The map at the image's own resolution; `extras["seconds"]` says how long it took.
 
         Raises:
-            ExplainError: the image is not uint8 `[H, W]`, or a needed lung mask is missing.
+            ExplainError: the image is not uint8 `[H, W]`, the lung mask is not bool of the same
+                shape, a needed one is missing, or the model has no such class.
         """
         if image.dtype != np.uint8 or image.ndim != 2:
             raise ExplainError(f"expected a uint8 [H, W] image, got {image.dtype} {image.shape}")
+        if lung_mask is not None and (lung_mask.dtype != bool or lung_mask.shape != image.shape):
+            raise ExplainError(
+                f"expected a bool lung mask of the image's shape {image.shape}, "
+                f"got {lung_mask.dtype} {lung_mask.shape}"
+            )
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
         grid = resize_gray(image, classifier.input_size) if self.uses_model else image
         subject = Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
@@ -117,11 +123,16 @@ class Explainer(Settings):
 
 
 def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:
-    """A `Classifier` around a bare module, by timm's record of it where it carries one."""
+    """A `Classifier` around a bare module, by timm's record of it where it carries one.
+
+    The module stays on its device.
+    """
     cfg = getattr(net, "pretrained_cfg", None) or {}
     mean = cfg.get("mean", (0.485, 0.456, 0.406))
     std = cfg.get("std", (0.229, 0.224, 0.225))
-    return Classifier(net, (shape[0], shape[1]), mean, std)
+    first = next(net.parameters(), None)
+    device = "cpu" if first is None else str(first.device)
+    return Classifier(net, (shape[0], shape[1]), mean, std, device=device)
 
 
 def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
@@ -129,6 +140,22 @@ def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
     if classifier is None:
         raise ExplainError(f"unit {unit.name} needs a classifier and was given none")
     return classifier
+
+
+def target_class(scores: NDArray[np.floating], target: int | None) -> int:
+    """Index of the class to explain: `target`, or the predicted one where it is None.
+
+    Args:
+        scores: `[C]`, the model's answer to the unperturbed image.
+
+    Raises:
+        ExplainError: there is no such class.
+    """
+    if target is None:
+        return int(scores.argmax())
+    if not 0 <= target < len(scores):
+        raise ExplainError(f"target {target}: the model has classes 0 to {len(scores) - 1}")
+    return target
 
 
 def to_shape(values: NDArray[np.generic], shape: tuple[int, int], smooth: bool) -> Values:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from raybench.errors import ExplainError
-from raybench.explain.base import Explainer, need_classifier, to_shape, untouched
+from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
 from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Subject, Unit
@@ -42,7 +41,13 @@ class GradCam(Explainer):
         return [Unit("cam", {"image": subject.image, "target": subject.target}, n_forward=1)]
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
-        """The rectified map at the classifier's input size, and the class it is for."""
+        """The rectified map at the classifier's input size, and the class it is for.
+
+        Raises:
+            ExplainError: no layer is named, the class does not depend on it, or its output is no
+                feature map.
+            ModelError: there is no such layer.
+        """
         model = need_classifier(unit, classifier)
         path = self.layer or model.cam_layer
         if path is None:
@@ -51,21 +56,20 @@ class GradCam(Explainer):
         # A frozen network gives its layers' outputs no gradient and the library's hook then stays
         # silent; an input that asks for one gives it back whatever is frozen.
         inputs = model.prepare(unit.payload["image"][None]).requires_grad_(True)
-        target = unit.payload["target"]
-        targets = None if target is None else [ClassifierOutputTarget(target)]
         with untouched(model.net), torch.enable_grad():
             cam = GradCAM(model=model.net, target_layers=[layer])
+            seen = cam.activations_and_grads
             try:
-                cam(inputs, targets)
-                seen = cam.activations_and_grads
-                if not seen.gradients:
-                    raise ExplainError(f"grad_cam: no gradient reaches {path!r}")
+                scores = seen(inputs)[0]
+                chosen = target_class(scores.detach().cpu().numpy(), unit.payload["target"])
+                if scores.requires_grad:
+                    scores[chosen].backward()
+                _check(path, seen.gradients)
                 raw = cam.get_cam_image(
-                    inputs, layer, targets, seen.activations[0].numpy(), seen.gradients[0].numpy()
+                    inputs, layer, None, seen.activations[0].numpy(), seen.gradients[0].numpy()
                 )[0]
-                chosen = int(cam.outputs[0].argmax()) if target is None else int(target)
             finally:
-                cam.activations_and_grads.release()
+                seen.release()
         rectified = np.maximum(np.asarray(raw, dtype=np.float32), 0)
         return {
             "map": to_shape(rectified, model.input_size, smooth=True),
@@ -79,4 +83,17 @@ class GradCam(Explainer):
             values=to_shape(answer["map"], subject.shape, smooth=True),
             target=int(answer["target"]),
             n_forward=1,
+        )
+
+
+def _check(path: str, gradients: list[torch.Tensor]) -> None:
+    if not gradients:
+        raise ExplainError(
+            f"grad_cam: no gradient reaches {path!r}; name a layer that the classes depend on"
+        )
+    shape = tuple(gradients[0].shape)
+    if len(shape) != 4:
+        raise ExplainError(
+            f"grad_cam: expected feature maps [N, C, h, w] from {path!r}, found {shape}; "
+            "name a layer before the pooling"
         )

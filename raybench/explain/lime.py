@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from raybench.errors import ExplainError
-from raybench.explain.base import Explainer, need_classifier, to_shape
+from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
 from raybench.explain.perturbation import (
     Keep,
     active_superpixels,
@@ -98,7 +98,7 @@ class Lime(Explainer):
                 f"{subject.image_id}: {len(asked)} answers for {len(first)} perturbed images"
             )
         answers = asked[same_as]
-        target = int(answers[0].argmax()) if subject.target is None else subject.target
+        target = target_class(answers[0], subject.target)
         weights = kernel(cosine_distance(keep), self.kernel_width)
         fit = ridge(keep, answers[:, target], weights, self.alpha)
         return AttributionMap(

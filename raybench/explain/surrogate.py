@@ -49,16 +49,21 @@ def ridge(keep: Keep, answers: NDArray[np.floating], sample_weights: Floats, alp
         keep: `[n, K]`.
         answers: `[n]`, the target's probabilities.
         sample_weights: `[n]`, not negative.
-        alpha: penalty on the squared weights.
+        alpha: penalty on the squared weights. With 0, several weights may fit equally well (fewer
+            samples than superpixels, or one that is always kept); the shortest are returned.
     """
     x, y = keep.astype(np.float64), np.asarray(answers, dtype=np.float64)
     total = sample_weights.sum()
     x_mean, y_mean = sample_weights @ x / total, float(sample_weights @ y / total)
     centred, target = x - x_mean, y - y_mean
     weighted = centred * sample_weights[:, None]
-    gram = centred.T @ weighted
-    gram[np.diag_indices_from(gram)] += alpha
-    weights = np.linalg.solve(gram, weighted.T @ target)
+    if alpha > 0:
+        gram = centred.T @ weighted
+        gram[np.diag_indices_from(gram)] += alpha
+        weights = np.linalg.solve(gram, weighted.T @ target)
+    else:
+        root = np.sqrt(sample_weights)
+        weights = np.linalg.lstsq(centred * root[:, None], target * root, rcond=None)[0]
     residual = target - centred @ weights
     spread = float(sample_weights @ target**2)
     r2 = 1.0 - float(sample_weights @ residual**2) / spread if spread > 0 else 1.0

@@ -198,9 +198,9 @@ class Classifier:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities, float32 `[N, C]`, of uint8 `[N, h, w]` or `[N, h, w, 3]`.
 
-        The model's mode is left as it was found.
+        The mode of the model and of each module in it is left as it was found.
         """
-        was_training = self.net.training
+        modes = [(module, module.training) for module in self.net.modules()]
         self.net.eval()
         try:
             with torch.inference_mode():
@@ -209,5 +209,6 @@ class Classifier:
                     for i in range(0, len(images), self.batch_size)
                 ]
         finally:
-            self.net.train(was_training)
+            for module, training in modes:
+                module.training = training
         return torch.cat(parts).float().cpu().numpy()

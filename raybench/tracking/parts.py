@@ -90,6 +90,9 @@ class Parts:
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """The parts one after the other, so that a large table is never held whole.
 
+        For the process that writes the table, or when none does: a part that another process
+        merges away in the meantime is missed.
+
         Args:
             columns: those to read; None reads all.
 
@@ -102,9 +105,14 @@ class Parts:
             if ".merged." in name:
                 replaced |= self._replaced_by(self._decode(name, []))
         for name in names:
-            if name not in replaced:
+            if name in replaced:
+                continue
+            try:
                 frame: pd.DataFrame = self._decode(name, columns).to_pandas()
-                yield frame
+            except FileNotFoundError as error:
+                where = self._storage.path(self._folder)
+                raise StorageError(f"{where}: {name} vanished while being read") from error
+            yield frame
 
     def compact(self) -> None:
         """Merge all parts into one. A kill at any moment neither loses nor doubles a row.

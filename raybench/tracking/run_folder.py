@@ -121,8 +121,8 @@ class RunFolder:
         """Take back a folder in which nothing was computed yet, as if it had not been opened."""
         self._clear()
         self.storage.remove("config.yaml")
+        self.storage.remove(_LOCK)  # before it is let go, or another sweep could lose its own
         self.close()
-        self.storage.remove(_LOCK)
         if not self.storage.names():
             self.path.rmdir()
 

@@ -82,6 +82,7 @@ def scores() -> pd.DataFrame:
         for explainer in ("lime", "grad_cam", "lung")
         for image in range(5)
         for rule in ("fixed", "val")
+        if (image, rule) != (0, "val")  # not every rule has a threshold for every image
     ]
     return pd.DataFrame(found)
 

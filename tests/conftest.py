@@ -1,0 +1,43 @@
+"""What several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests of a session: starting it takes longer than most of them."""
+    import ray
+
+    from raybench.cli.cluster import start_ray
+    from raybench.executor import Execution
+
+    start_ray(Execution(cpus=2, object_store_mb=256))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cxr() -> Path:
+    """Real X-rays with radiologists' masks."""
+    root = SHARED / "data" / "cxr"
+    if not root.exists():
+        pytest.skip("the real X-rays (../shared/data/cxr) are not on this machine")
+    return root
+
+
+@pytest.fixture(scope="session")
+def imagenet_weights() -> Path:
+    """ImageNet weights of tf_efficientnet_lite0."""
+    path = SHARED / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
+    if not path.exists():
+        pytest.skip("the ImageNet weights (../shared/weights) are not on this machine")
+    return path

@@ -1,0 +1,188 @@
+"""The loop and its pools: nothing lost, nothing twice, errors stay where they happen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from raybench.data import Phantom
+from raybench.data.preprocess import Preprocess, resize_gray
+from raybench.executor import Execution, Job, make_pool, run_jobs
+from raybench.executor.jobs import Answer, Task
+from raybench.executor.local import LocalPool
+from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
+from raybench.models.classifier import Card, Classifier, build, save_checkpoint
+from raybench.types import Arrays, Subject, Unit
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A task of several rounds; each unit says its name, one of them may fail."""
+
+    n_rounds: int = 2
+    n_units: int = 3
+    fails: str = ""
+
+    def plan(self, subject: str, done: Mapping[str, Arrays]) -> list[Unit]:
+        turn = len(done) // self.n_units
+        if turn == self.n_rounds:
+            return []
+        return [
+            Unit(f"{turn}/{i}", {"subject": subject}, needs_model=False, n_forward=1)
+            for i in range(self.n_units)
+        ]
+
+    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
+        if f"{unit.payload['subject']}:{unit.name}" == self.fails:
+            raise ValueError("planted")
+        return {"said": np.array(f"{unit.payload['subject']}:{unit.name}")}
+
+    def merge(self, subject: str, done: Mapping[str, Arrays]) -> list[str]:
+        return sorted(str(a["said"]) for a in done.values())
+
+
+@dataclass
+class Shuffled:
+    """A pool that ends its units in any order, and counts them."""
+
+    slots: int = 4
+    seed: int = 0
+    most: int = 0
+    submitted: list[str] = field(default_factory=list)
+    _flying: list[tuple[int, Task, Unit]] = field(default_factory=list)
+
+    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
+        self._flying.append((ticket, task, unit))
+        self.submitted.append(f"{unit.payload['subject']}:{unit.name}")
+        self.most = max(self.most, len(self._flying))
+
+    def next(self) -> Answer:
+        random.Random(self.seed + len(self.submitted)).shuffle(self._flying)
+        ticket, task, unit = self._flying.pop()
+        try:
+            return Answer(ticket, task.run(unit, None), None, 0.5)
+        except ValueError as error:
+            return Answer(ticket, None, str(error), 0.5)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_unit_runs_once_whatever_order_they_end_in(slots: int, seed: int) -> None:
+    pool = Shuffled(slots=slots, seed=seed)
+    jobs = (Job(f"s{i}", Rounds(), f"s{i}") for i in range(20))
+    outcomes = {o.key: o for o in run_jobs(jobs, pool)}
+    assert len(outcomes) == 20
+    assert len(pool.submitted) == len(set(pool.submitted)) == 20 * 6
+    assert pool.most <= slots
+    for key, outcome in outcomes.items():
+        assert outcome.error is None
+        assert outcome.result == sorted(f"{key}:{t}/{i}" for t in range(2) for i in range(3))
+        assert (outcome.n_forward, outcome.seconds) == (6, 3.0)
+
+
+def test_an_error_is_recorded_for_its_job_alone() -> None:
+    pool = Shuffled(slots=2)
+    jobs = [Job(f"s{i}", Rounds(fails="s3:0/1"), f"s{i}") for i in range(6)]
+    outcomes = {o.key: o for o in run_jobs(jobs, pool)}
+    assert outcomes["s3"].error == "planted"
+    assert outcomes["s3"].result is None
+    assert all(outcomes[f"s{i}"].error is None for i in (0, 1, 2, 4, 5))
+    assert not any(name.startswith("s3:1/") for name in pool.submitted)
+
+
+def test_jobs_are_read_a_few_ahead_only() -> None:
+    pool, read = Shuffled(slots=2), []
+
+    def jobs():
+        for i in range(100):
+            read.append(i)
+            yield Job(i, Rounds(), f"s{i}")
+
+    feed = run_jobs(jobs(), pool)
+    next(feed)
+    assert len(read) < 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> bytes:
+    torch.manual_seed(0)
+    net = build("test_efficientnet", 3)
+    card = Card("test_efficientnet", ("COVID-19", "Non-COVID", "Normal"), (64, 64))
+    return save_checkpoint(net, card)
+
+
+def _subjects(n: int) -> list[Subject]:
+    dataset = Phantom(name="phantom", n_train=1, n_val=1, n_test=n, size=128)
+    records = [r for r in dataset.records() if r.split == "Test" and r.label == "COVID-19"]
+    subjects = []
+    for record in records:
+        xray = dataset.load(record)
+        image = resize_gray(Preprocess().apply(xray), (64, 64))
+        subjects.append(Subject(record.image_id, image, xray.lung_mask, (128, 128)))
+    return subjects
+
+
+def _maps(execution: Execution, checkpoint: bytes, subjects: list[Subject]) -> dict:
+    explainers = (Lime(n_samples=60, chunk=17), GradCam(), WholeLung(), RandomSuperpixels())
+    pool = make_pool(execution, lambda key: checkpoint)
+    jobs = [
+        Job((e.title, s.image_id), e, s, "t0" if e.uses_model else None)
+        for s in subjects
+        for e in explainers
+    ]
+    try:
+        return {o.key: o for o in run_jobs(jobs, pool)}
+    finally:
+        pool.close()
+
+
+def test_in_process_and_ray_give_the_same_maps(ray_cluster: None, checkpoint: bytes) -> None:
+    subjects = _subjects(3)
+    local = _maps(Execution(mode="local"), checkpoint, subjects)
+    spread = _maps(Execution(mode="ray", workers=2), checkpoint, subjects)
+    assert local.keys() == spread.keys()
+    assert len(local) == 12
+    for key, one in local.items():
+        assert one.error is None
+        assert spread[key].error is None
+        np.testing.assert_array_equal(one.result.values, spread[key].result.values)
+        assert one.n_forward == spread[key].n_forward == one.result.n_forward
+
+
+def test_a_checkpoint_that_does_not_load_fails_its_own_images_only(checkpoint: bytes) -> None:
+    subject = _subjects(1)[0]
+    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1, 16)
+    jobs = [Job(key, GradCam(), subject, key) for key in ("bad", "good")]
+    outcomes = {o.key: o for o in run_jobs(jobs, pool)}
+    assert "ModelError" in str(outcomes["bad"].error)
+    assert outcomes["good"].error is None
+
+
+def test_a_killed_worker_costs_nothing_but_time(ray_cluster: None, checkpoint: bytes) -> None:
+    import os
+    import signal
+
+    import ray
+
+    subjects = _subjects(6)
+    pool = make_pool(Execution(mode="ray", workers=2), lambda key: checkpoint)
+    explainer = Lime(n_samples=200, chunk=20)
+    whole = _maps(Execution(mode="local"), checkpoint, subjects)
+    jobs = (Job(s.image_id, explainer, s, "t0") for s in subjects)
+    pids = ray.get([w.pid.remote() for w in pool._workers])
+    outcomes = {}
+    for outcome in run_jobs(jobs, pool):
+        if not outcomes:
+            os.kill(pids[0], signal.SIGKILL)
+        outcomes[outcome.key] = outcome
+    pool.close()
+    assert len(outcomes) == len(subjects) == len({k[1] for k in whole})
+    assert all(o.error is None and o.n_forward > 0 for o in outcomes.values())

@@ -1,0 +1,232 @@
+"""The main job from the command line, on phantoms: whole, killed and resumed, asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from raybench.data import Phantom
+from raybench.data.phantom import write_phantoms
+from raybench.storage import Storage
+from raybench.tracking.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPLAINERS = ["lime", "grad_cam", "whole_lung", "centre_prior", "random_superpixels"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set on disk with one image that does not open, and a sweep file for it."""
+    folder = tmp_path_factory.mktemp("study")
+    phantoms = Phantom(name="phantom", n_train=8, n_val=3, n_test=4, size=96)
+    write_phantoms(phantoms, Storage(str(folder / "data")))
+    broken = next((folder / "data").rglob("Train/Normal/images/*.png"))
+    broken.write_bytes(b"not a picture")
+    recipe = {
+        "weights": "none",
+        "input_size": 64,
+        "batch_size": 8,
+        "phases": [
+            {"unfreeze": "full", "epochs": 3, "lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+        ],
+    }
+    config = {
+        "name": "tiny",
+        "on_bad_image": "skip",
+        "data": {"name": "covid_qu_ex", "root": str(folder / "data")},
+        "backbones": [{"name": n, **recipe} for n in ("test_efficientnet", "test_resnet")],
+        "search": {"trials_per_backbone": 2, "max_concurrent": 1},
+        "explain": {
+            "n_val": 2,
+            "n_test": 3,
+            "panels": 2,
+            "explainers": [
+                {"name": "lime", "n_samples": 120, "chunk": 30},
+                *({"name": name} for name in EXPLAINERS[1:]),
+            ],
+        },
+        "execution": {"workers": 1},
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def _start(study: Path, output: Path, *more: str) -> subprocess.Popen[str]:
+    import ray
+
+    # Joins the Ray of the test session, as it would join a cluster.
+    environment = os.environ | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_AUTH_MODE": "token",
+    }
+    command = [sys.executable, "-m", "raybench.sweep", str(study), "--output", str(output), *more]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def _kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < end, "the moment to kill it never came"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def _events(run: Path, kind: str) -> list[dict[str, Any]]:
+    path = run / "events.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [e for e in events if e["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(study: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """The run folder of an uninterrupted sweep."""
+    output = tmp_path_factory.mktemp("whole")
+    said = _finish(_start(study, output))
+    assert "Everything lies in" in said
+    assert "joined a Ray cluster" in said
+    return output / "tiny"
+
+
+def test_the_run_folder_holds_everything(whole: Path) -> None:
+    trials = pd.read_csv(whole / "trials.csv")
+    scores = pd.read_parquet(whole / "scores.parquet")
+    board = pd.read_csv(whole / "leaderboard.csv")
+    assert list(trials.status) == ["finished"] * 4
+    assert dict(trials.groupby("backbone").best.sum()) == {"test_efficientnet": 1, "test_resnet": 1}
+    assert trials.test_accuracy.notna().tolist() == trials.best.tolist()
+    assert list(scores.columns) == [
+        *("trial_id", "backbone", "image_id", "split", "label", "predicted", "explainer"),
+        *("threshold_rule", "threshold", "iou", "dice", "hausdorff", "seconds", "n_forward"),
+        "error",
+    ]
+    best = set(trials[trials.best].trial_id)
+    # 2 best trials: 5 explainers on 5 images; 2 others: 4 cheap ones on the 2 of Val; 2 rules each
+    assert len(scores) == (2 * 5 * 5 + 2 * 4 * 2) * 2
+    assert set(scores[scores.split == "Test"].trial_id) == best
+    assert set(scores[scores.explainer == "lime"].trial_id) == best
+    assert set(scores.trial_id) == set(trials.trial_id)
+    assert scores.error.isna().all()
+    assert scores[scores.explainer == "lime"].n_forward.between(2, 120).all()
+    assert len(board) == 2 * 5 * 2
+    assert (board.n == 3).all()
+    for name in ("config.yaml", "mlflow.db", "predictions.parquet", "events.jsonl"):
+        assert (whole / name).exists(), name
+    pictures = {p.name for p in (whole / "figures").glob("*.png")}
+    assert {"training_curves.png", "explainers.png"} <= pictures
+    assert all(f"{kind}_{t}.png" in pictures for t in best for kind in ("roc", "infection_maps"))
+    assert len(list((whole / "checkpoints").glob("*.safetensors"))) == 4
+
+
+def test_the_skipped_image_is_named_in_the_result(whole: Path) -> None:
+    warnings = _events(whole, "warning")
+    assert len(warnings) == 1
+    assert "1 of 45 images were left out" in warnings[0]["message"]
+
+
+def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{whole}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(parents) == 1
+    assert len(children) == 4
+    scores = pd.read_parquet(whole / "scores.parquet")
+    for child in children:
+        trial = child.data.tags["raybench.trial_id"]
+        assert len(client.get_metric_history(child.info.run_id, "val_accuracy")) >= 3
+        part = scores[(scores.trial_id == trial) & (scores.split == "Val")]
+        mean = part[(part.explainer == "grad_cam") & (part.threshold_rule == "val")].iou.mean()
+        assert child.data.metrics["iou_val/grad_cam.val"] == pytest.approx(mean)
+
+
+def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
+    study: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "tiny"
+    process = _start(study, tmp_path)
+    _kill_when(process, lambda: any(e["trial_id"] == "t0001" for e in _events(run, "epoch")))
+    process = _start(study, tmp_path, "--resume")
+    first_lime = run / "parts"
+    _kill_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
+    kept = {p: p.read_bytes() for p in first_lime.rglob("maps_*/*.parquet")}
+    checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
+    _finish(_start(study, tmp_path, "--resume"))
+
+    epochs = pd.DataFrame(_events(run, "epoch"))
+    counts = epochs[epochs.trial_id == "t0000"].epoch.value_counts()
+    assert (counts == 1).all()
+    assert len(counts) == 3
+    assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()} == checkpoints
+    assert all(p.read_bytes() == data for p, data in kept.items())
+    folder = RunFolder(str(run))
+    for table in (run / "parts").glob("maps_*"):
+        assert not folder.read(table.name).image_id.duplicated().any(), table.name
+    _same_results(whole, run)
+
+
+def _same_results(one: Path, other: Path) -> None:
+    a, b = (pd.read_csv(p / "trials.csv") for p in (one, other))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    keys = ["trial_id", "explainer", "threshold_rule", "image_id"]
+    a, b = (
+        pd.read_parquet(p / "scores.parquet")
+        .drop(columns="seconds")
+        .sort_values(keys, ignore_index=True)
+        for p in (one, other)
+    )
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_a_finished_folder_shows_its_result_and_other_settings_are_refused(
+    study: Path, whole: Path
+) -> None:
+    before = (whole / "scores.parquet").stat().st_mtime_ns
+    said = _finish(_start(study, whole.parent))
+    assert "tiny is finished" in said
+    assert "whole_lung" in said
+    process = _start(study, whole.parent, "--seed", "1")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "seed: 0 there, 1 here" in said
+    assert "--overwrite" in said
+    assert (whole / "scores.parquet").stat().st_mtime_ns == before
+
+
+def test_in_process_explaining_gives_the_same_scores(
+    study: Path, whole: Path, tmp_path: Path
+) -> None:
+    _finish(_start(study, tmp_path, "--execution.mode", "local"))
+    _same_results(whole, tmp_path / "tiny")
