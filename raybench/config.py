@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raybench.config_errors import problems_of
 from raybench.data import DatasetSettings, Folder, Phantom
@@ -62,13 +62,14 @@ class Explain(Settings):
         description="the explainers compared",
     )
 
-    @model_validator(mode="after")
-    def _titles(self) -> Self:
-        titles = [e.title for e in self.explainers]
+    @field_validator("explainers")
+    @classmethod
+    def _titles(cls, explainers: tuple[AnyExplainer, ...]) -> tuple[AnyExplainer, ...]:
+        titles = [e.title for e in explainers]
         twice = sorted({t for t in titles if titles.count(t) > 1})
         if twice:
-            raise ValueError(f"explainers: give each its own label, found twice: {twice}")
-        return self
+            raise ValueError(f"give each its own label, found twice: {', '.join(twice)}")
+        return explainers
 
 
 class Tracking(Settings):
@@ -87,7 +88,9 @@ class SweepConfig(Settings):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the sweep and its folder"
     )
-    output: str = Field("runs", description="folder that the sweep's folder is made in")
+    output: str = Field(
+        "runs", min_length=1, description="folder that the sweep's folder is made in"
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of training and search")
     on_bad_image: Literal["stop", "skip"] = Field(
         "stop", description="an image that cannot be used: stop and list all, or go on without"
@@ -107,23 +110,24 @@ class SweepConfig(Settings):
         names = [r.name for r in recipes]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"each backbone once, found twice: {twice}")
+            raise ValueError(f"each backbone once, found twice: {', '.join(twice)}")
         return recipes
 
-    @model_validator(mode="after")
-    def _targets(self) -> Self:
-        if isinstance(self.data, Folder):
-            return self  # its classes stand in its index, which is read after this
-        classes = self.data.classes
-        wanted = {"explain.target": self.explain.target}
-        for index, explainer in enumerate(self.explain.explainers):
-            if explainer.target is not None:
-                wanted[f"explain.explainers.{index}.target"] = explainer.target
-        for path, target in wanted.items():
-            if target not in ("predicted", "true", *classes):
-                valid = ", ".join(("predicted", "true", *classes))
-                raise ValueError(f"{path}: expected one of {valid}, found {target!r}")
-        return self
+    @field_validator("explain")
+    @classmethod
+    def _targets(cls, explain: Explain, info: ValidationInfo) -> Explain:
+        data = info.data.get("data")  # not there where it is wrong itself
+        if data is None or (isinstance(data, Folder) and data.class_names is None):
+            return explain  # a folder's classes stand in its index, which is read after this
+        wanted: dict[str, str | None] = {"explain.target": explain.target}
+        for index, explainer in enumerate(explain.explainers):
+            wanted[f"explain.explainers.{index}.target"] = explainer.target
+        valid = ("predicted", "true", *data.classes)
+        wrong = {path: target for path, target in wanted.items() if target not in (None, *valid)}
+        if wrong:
+            expected = f"expected one of {', '.join(valid)}, found"
+            raise ValueError("\n".join(f"{p}: {expected} {t!r}" for p, t in wrong.items()))
+        return explain
 
     @property
     def digest(self) -> str:
@@ -163,26 +167,51 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> SweepC
     """
     raw = _read(path)
     problems = [p for key, value in overrides if (p := _override(raw, key, value)) is not None]
+    try:
+        config = SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError([*problems, *problems_of(error, SweepConfig)]) from None
     if problems:
         raise ConfigError(problems)
-    try:
-        return SweepConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(problems_of(error, SweepConfig)) from None
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but a key that stands twice is a mistake: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands here for the second time"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        near = sorted(str(p) for p in Path("sweeps").glob("*.yaml"))
-        there = f"; there are: {', '.join(near)}" if near else ""
+        beside = sorted(path.parent.glob("*.yaml")) or sorted(Path("sweeps").glob("*.yaml"))
+        there = f"; there are: {', '.join(map(str, beside))}" if beside else ""
         raise ConfigError([f"{path}: no such sweep file{there}"]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: not a readable YAML file ({error})"]) from None
+        raise ConfigError([f"{path}: expected a YAML file; {_unreadable(error)}"]) from None
     if not isinstance(raw, dict):
-        raise ConfigError([f"{path}: expected keys and values, found {type(raw).__name__}"])
+        found = {list: "a list", type(None): "nothing"}.get(type(raw), repr(raw))
+        raise ConfigError([f"{path}: expected keys and values, found {found}"])
     return raw
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error.strerror})"
+    return " ".join(str(error).split())
 
 
 def _override(raw: dict[str, Any], key: str, text: str) -> str | None:
@@ -195,32 +224,63 @@ def _override(raw: dict[str, Any], key: str, text: str) -> str | None:
     node: Any = raw
     for depth, part in enumerate(parents):
         if isinstance(node, dict):
-            node = node.setdefault(part, {})
+            if node.get(part) is None:
+                node[part] = _default(parents[: depth + 1])
+            node = node[part]
             continue
         found = _element(node, part)
         if found is None:
-            return f"{key}: {'.'.join(parents[: depth + 1])} is not there{_valid(node)}"
-        node = found
+            return f"{key}: {_lacks(node, parents[:depth], part)}"
+        node = node[found]
     if isinstance(node, dict):
         node[leaf] = value
         return None
-    if isinstance(node, list) and leaf.isdigit() and int(leaf) < len(node):
-        node[int(leaf)] = value
-        return None
-    return f"{key}: {'.'.join(parents)} has no {leaf!r}{_valid(node)}"
+    found = _element(node, leaf)
+    if found is None:
+        return f"{key}: {_lacks(node, parents, leaf)}"
+    node[found] = value
+    return None
 
 
-def _element(node: Any, part: str) -> Any:
+def _default(path: Sequence[str]) -> Any:
+    """What a key that is not in the file stands for, as far as an override can change a part of it.
+
+    A list's default has elements that can be named; everything else is filled in by validation.
+    """
+    model: Any = SweepConfig
+    default: Any = None
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return {}
+        model, default = field.annotation, field.default
+    if isinstance(default, tuple):
+        return [e.model_dump() if isinstance(e, Settings) else e for e in default]
+    return {}
+
+
+def _element(node: Any, part: str) -> int | None:
+    """The place of an element named by its number, its title, or its name where that is unique."""
     if not isinstance(node, list):
         return None
     if part.isdigit():
-        return node[int(part)] if int(part) < len(node) else None
-    named = [e for e in node if isinstance(e, Mapping) and part in (e.get("label"), e.get("name"))]
-    return named[0] if named else None
+        return int(part) if int(part) < len(node) else None
+    if part in _titles(node):
+        return _titles(node).index(part)
+    named = [i for i, e in enumerate(node) if isinstance(e, Mapping) and e.get("name") == part]
+    return named[0] if len(named) == 1 else None
 
 
-def _valid(node: Any) -> str:
+def _titles(node: list[Any]) -> list[str]:
+    return [
+        str(e.get("label") or e.get("name")) if isinstance(e, Mapping) else str(e) for e in node
+    ]
+
+
+def _lacks(node: Any, path: Sequence[str], part: str) -> str:
+    where = ".".join(path)
     if not isinstance(node, list):
-        return ""
-    names = [str(e.get("label") or e.get("name")) for e in node if isinstance(e, Mapping)]
-    return f"; choose {', '.join(names)} or a number below {len(node)}"
+        return f"{where} is {yaml.safe_dump(node).splitlines()[0]}, which has no keys"
+    if not node:
+        return f"{where} is an empty list"
+    return f"{where} has no {part!r}; choose {', '.join(_titles(node))}, or 0 to {len(node) - 1}"

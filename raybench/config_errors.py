@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,33 @@ from pydantic_core import PydanticUndefined
 
 from raybench.settings import Choice, Range
 
-_KINDS = {"value", "range", "choice"}
+_KINDS: dict[str, list[type[BaseModel]]] = {"value": [], "range": [Range], "choice": [Choice]}
+
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_short": "text of at least {min_length} character",
+    "string_type": "text",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
+"""What each of pydantic's errors wanted; the names in braces are pydantic's."""
+
+_NO_MODEL = ("dict_type", "model_attributes_type", "model_type")
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -32,92 +58,141 @@ def _tag(model: type[BaseModel]) -> str | None:
     return str(get_args(field.annotation)[0])
 
 
-def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
-    """The path as a person writes it (without pydantic's tags), and the model that holds its key.
+def _walk(
+    root: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[str, list[type[BaseModel]], list[type[BaseModel]]]:
+    """The path as a person writes it, the models that may hold its last key, and those below it.
 
-    Of a family, the members' tags stand in pydantic's locations but not in the sweep file.
+    pydantic's locations also name the family member, or the kind of a searched setting, that it
+    took a value for. Those stand in no sweep file; here they choose among the models.
     """
     path: list[str] = []
-    candidates: list[type[BaseModel]] = [root]
-    holder: type[BaseModel] | None = root
+    holders: list[type[BaseModel]] = []
+    below: list[type[BaseModel]] = [root]
     for part in loc:
-        tagged = [m for m in candidates if _tag(m) == part]
-        if isinstance(part, str) and tagged and path:
-            candidates, holder = tagged, tagged[0]
-            continue
-        if isinstance(part, str) and part in _KINDS and holder is None:
-            continue
-        path.append(str(part))
-        if isinstance(part, int):
-            continue
-        fields = [m.model_fields[part] for m in candidates if part in m.model_fields]
-        if not fields:
-            holder = candidates[0] if candidates else None
-            break
-        holder_candidates = _models(fields[0].annotation)
-        holder, candidates = None, holder_candidates
-        if len(candidates) == 1:
-            holder = candidates[0]
-    return ".".join(path), holder
+        tagged = [m for m in below if _tag(m) == part]
+        if tagged and path:
+            below = tagged
+        elif part in _KINDS and Range in below:
+            below = _KINDS[str(part)]
+        else:
+            path.append(str(part))
+            if isinstance(part, int) and path[:-1]:
+                continue
+            fields = [m.model_fields[str(part)] for m in below if part in m.model_fields]
+            holders, below = below, _models(fields[0].annotation) if fields else []
+    return ".".join(path), holders, below
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line a mistake, each beginning with its dotted path."""
-    return [_problem(dict(item), root) for item in error.errors()]
+    return [
+        line
+        for item in error.errors()
+        if not _follows(dict(item))
+        for line in _problem(dict(item), root)
+    ]
 
 
-def _problem(item: dict[str, Any], root: type[BaseModel]) -> str:
+def _follows(item: dict[str, Any]) -> bool:
+    """Whether a list is called too short only because its elements are wrong, which is said."""
+    return item["type"] == "too_short" and bool(len(item["input"]) >= item["ctx"]["min_length"])
+
+
+def _problem(item: dict[str, Any], root: type[BaseModel]) -> list[str]:
     kind, loc = item["type"], item["loc"]
-    path, holder = _walk(root, loc)
-    if kind == "extra_forbidden":
-        return f"{path}: not a setting{_of(holder)}; {_nearest(str(loc[-1]), holder)}"
+    path, holders, below = _walk(root, loc)
+    if kind in ("extra_forbidden", "invalid_key"):
+        return [f"{path}: not a setting{_of(holders)}; {_nearest(str(loc[-1]), holders)}"]
     if kind == "missing":
-        return f"{path}: required, and not there"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if kind == "value_error" and message.startswith(path.rpartition(".")[0] or "\0"):
-        return str(message)
-    if kind == "value_error" and not path:
-        return str(message)
-    return f"{path}: {message}{_found(item)}"
+        return [f"{path}: required, and not there"]
+    if kind == "union_tag_not_found":
+        return [f"{path}.name: required, and not there; choose {_tags(below)}"]
+    if kind == "union_tag_invalid":
+        near = difflib.get_close_matches(item["ctx"]["tag"], map(str, map(_tag, below)), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        found = _shown(item["input"].get("name"))
+        return [f"{path}.name: expected one of {_tags(below)}, found {found}{hint}"]
+    if kind == "value_error":
+        return _own_words(path, below, item["msg"].removeprefix("Value error, "))
+    return [f"{path}: {_expected(item, below)}, found {_shown(item['input'])}"]
 
 
-def _of(holder: type[BaseModel] | None) -> str:
-    tag = _tag(holder) if holder else None
+def _expected(item: dict[str, Any], below: Sequence[type[BaseModel]]) -> str:
+    kind = item["type"]
+    if kind in _NO_MODEL and len(below) > 1:
+        return f"expected keys and values, name: one of {_tags(below)} among them"
+    if kind in _NO_MODEL and below:
+        return f"expected keys and values ({', '.join(below[0].model_fields)})"
+    if kind not in _EXPECTED:
+        return str(item["msg"][:1].lower() + item["msg"][1:])
+    bounds = {k: _plain(v) for k, v in item.get("ctx", {}).items()}
+    words = f"expected {_EXPECTED[kind].format(**bounds)}"
+    if item["loc"][-1] == "value" and isinstance(item["input"], dict):
+        words += ", {low: ..., high: ...} or {choices: [...]}"
+    return words
+
+
+def _own_words(path: str, below: Sequence[type[BaseModel]], message: str) -> list[str]:
+    """The lines of a validator of ours; one that names a key of its model gets the path before."""
+    lines = []
+    for line in message.splitlines():
+        key = line.partition(":")[0]
+        fields = below[0].model_fields if len(below) == 1 else {}
+        if not path or (path and key.startswith(f"{path}.")):
+            lines.append(line)
+        else:
+            lines.append(f"{path}.{line}" if key in fields else f"{path}: {line}")
+    return lines
+
+
+def _of(holders: Sequence[type[BaseModel]]) -> str:
+    tag = _tag(holders[0]) if len(holders) == 1 else None
     return f" of {tag}" if tag else ""
 
 
-def _nearest(name: str, holder: type[BaseModel] | None) -> str:
-    valid = list(holder.model_fields) if holder else []
+def _nearest(name: str, holders: Sequence[type[BaseModel]]) -> str:
+    valid = list(dict.fromkeys(key for model in holders for key in model.model_fields))
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"choose {', '.join(valid)}"
 
 
-def _found(item: dict[str, Any]) -> str:
-    value = item.get("input")
-    if item["type"] == "value_error" or isinstance(value, dict | list | tuple | BaseModel):
-        return ""
-    return f", found {value!r}"
+def _tags(models: Sequence[type[BaseModel]]) -> str:
+    return ", ".join(tag for tag in map(_tag, models) if tag)
+
+
+def _plain(bound: Any) -> Any:
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return f"keys and values ({', '.join(map(str, value))})" if value else "no keys"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if value else "an empty list"
+    return repr(value) if isinstance(value, str | int | float) else str(value)
 
 
 def help_lines(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Every setting below a model: dotted key, type, default, meaning."""
+    """Every setting below a model: dotted key, type, default, meaning.
+
+    Before the settings of each member of a family stands a line without a type.
+    """
     for name, field in model.model_fields.items():
-        members = _models(field.annotation)
-        members = [m for m in members if m not in (Range, Choice)]
+        members = [m for m in _models(field.annotation) if m not in (Range, Choice)]
         many = get_origin(field.annotation) is tuple
         key = f"{prefix}{name}"
-        yield f"--{key}", _type(field), _default(field), field.description or ""
+        meaning = field.description or ("which one it is" if name == "name" else "")
+        yield f"--{key}", _name(field.annotation), _default(field), meaning
         for member in members:
             tag = _tag(member) if len(members) > 1 or many else None
             place = f"{key}.{tag or 'N'}." if many else f"{key}."
-            if tag and not many:
-                yield f"  ({name}.name: {tag})", "", "", (member.__doc__ or "").splitlines()[0]
+            if tag:
+                yield f"({key}: {tag})", "", "", (member.__doc__ or "").splitlines()[0]
             yield from help_lines(member, place)
-
-
-def _type(field: FieldInfo) -> str:
-    return _name(field.annotation)
 
 
 def _name(annotation: Any) -> str:
@@ -148,4 +223,4 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(value, tuple):
         return ", ".join(str(getattr(v, "name", v)) for v in value)
-    return "null" if value is None else str(value)
+    return str(value) if isinstance(value, str) else _shown(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,8 +226,17 @@ def test_a_finished_folder_shows_its_result_and_other_settings_are_refused(
     assert (whole / "scores.parquet").stat().st_mtime_ns == before
 
 
-def test_in_process_explaining_gives_the_same_scores(
+def test_explaining_in_process_goes_on_where_ray_stopped_and_gives_the_same_scores(
     study: Path, whole: Path, tmp_path: Path
 ) -> None:
-    _finish(_start(study, tmp_path, "--execution.mode", "local"))
-    _same_results(whole, tmp_path / "tiny")
+    run = tmp_path / "tiny"
+    shutil.copytree(whole, run)
+    for table in (run / "parts").glob("maps_*"):
+        shutil.rmtree(table)
+    (run / "mlflow.db").unlink()
+    events = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    judged = next(i for i, e in enumerate(events) if '"explaining"' in e)
+    (run / "events.jsonl").write_text("".join(events[:judged]))
+    _finish(_start(study, tmp_path, "--resume", "--execution.mode", "local"))
+    assert len(_events(run, "epoch")) == len(_events(whole, "epoch"))
+    _same_results(whole, run)

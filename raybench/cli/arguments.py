@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +31,14 @@ list is named by its number or its name:
   --seed 1   --data.root data/cxr   --explain.explainers.lime.n_samples 200
 """
 
+_FLAGS = {
+    "--dry-run": "dry_run",
+    "--resume": "resume",
+    "--overwrite": "overwrite",
+    "--help": "help",
+    "-h": "help",
+}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -48,39 +56,53 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Read the command line.
 
     Raises:
-        ConfigError: a key without a value, or a word that is no file and no key.
+        ConfigError: a key without a value, or a word that is no file, no flag and no key.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--dry-run", "--resume", "--overwrite", "--help"):
-        parser.add_argument(flag, action="store_true")
-    parser.add_argument("-h", action="store_true", dest="help")
-    known, rest = parser.parse_known_args(list(argv))
     sweep: Path | None = None
+    flags: set[str] = set()
     overrides: list[tuple[str, str]] = []
     problems: list[str] = []
-    words = iter(rest)
-    for word in words:
-        if not word.startswith("--"):
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word in _FLAGS:
+            flags.add(_FLAGS[word])
+        elif not word.startswith("-"):
             if sweep is not None:
                 problems.append(f"{word}: expected one sweep file, found {sweep} already")
             sweep = Path(word)
-            continue
-        key, equals, value = word[2:].partition("=")
-        found = value if equals else next(words, None)
-        if found is None:
-            problems.append(f"--{key}: expected a value after it, found the end of the line")
+        elif (problem := _key_problem(word, key)) is not None:
+            problems.append(problem)
+        elif equals:
+            overrides.append((key, value))
+        elif not words or words[0].startswith("--"):
+            found = words[0] if words else "the end of the line"
+            problems.append(f"--{key}: expected a value after it, found {found}")
         else:
-            overrides.append((key, found))
+            overrides.append((key, words.pop(0)))
     if problems:
         raise ConfigError(problems)
     return Arguments(
         sweep=sweep or QUICKSTART,
         overrides=tuple(overrides),
-        dry_run=known.dry_run,
-        resume=known.resume,
-        overwrite=known.overwrite,
-        help=known.help,
+        dry_run="dry_run" in flags,
+        resume="resume" in flags,
+        overwrite="overwrite" in flags,
+        help="help" in flags,
     )
+
+
+def _key_problem(word: str, key: str) -> str | None:
+    """Why a word that begins with a dash is no dotted key, or None."""
+    if f"--{key}" in _FLAGS:
+        return f"{word}: --{key} takes no value"
+    near = difflib.get_close_matches(f"--{key}", _FLAGS, n=1, cutoff=0.8)
+    if near and key.split(".")[0] not in SweepConfig.model_fields:
+        return f"{word}: no such flag; did you mean {near[0]}?"
+    if not word.startswith("--") or not all(key.split(".")):
+        return f"{word}: expected a flag ({', '.join(_FLAGS)}) or a dotted key (--explain.n_test 8)"
+    return None
 
 
 def help_text() -> str:

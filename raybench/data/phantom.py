@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from raybench.data.phantom_draw import Plane, Scene, draw_scene
+from raybench.data.phantom_canvas import Plane
+from raybench.data.phantom_draw import Scene, draw_scene
 from raybench.data.phantom_lesions import consolidation, draw_marker, ground_glass
 from raybench.errors import BadImageError
 from raybench.settings import Settings

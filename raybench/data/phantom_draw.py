@@ -9,19 +9,11 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from raybench.data.phantom_canvas import Canvas, Plane, Points, blur, closed_curve, smooth_noise
 from raybench.types import Gray, Mask
-
-Plane = NDArray[np.float32]
-"""A float32 `[size, size]` image."""
-
-Points = NDArray[np.float64]
-"""Canonical points, float64 `[n, 2]`, as (x, y)."""
 
 WHITE = 232.0
 """The brightest grey level of the anatomy. What is above belongs to lesions and markers."""
@@ -73,82 +65,6 @@ class Scene:
         return self.lungs[0] | self.lungs[1]
 
 
-class _Canvas:
-    """Layers of one size, drawn in canonical coordinates and placed by one pose."""
-
-    def __init__(self, size: int, rng: np.random.Generator) -> None:
-        self.size = size
-        angle = np.deg2rad(rng.uniform(-5.0, 5.0))
-        scale = rng.uniform(0.97, 1.10, size=2)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        self._matrix = turn * scale
-        self._centre = np.array([0.5, 0.48])
-        self._shift = rng.uniform(-0.03, 0.03, size=2)
-
-    def pixels(self, points: Points) -> NDArray[np.int32]:
-        """Fixed-point pixel positions (4 fractional bits), int32 `[..., n, 2]`."""
-        placed = (points - self._centre) @ self._matrix.T + self._centre + self._shift
-        fixed: NDArray[np.int32] = np.round(placed * self.size * 16).astype(np.int32)
-        return fixed
-
-    def blank(self) -> Gray:
-        return np.zeros((self.size, self.size), np.uint8)
-
-    def fill(self, layer: Gray, points: Points, value: int = 255, smooth: bool = True) -> None:
-        kind = cv2.LINE_AA if smooth else cv2.LINE_8
-        cv2.fillPoly(layer, [self.pixels(points)], value, kind, 4)
-
-    def stroke(self, layer: Gray, points: Points, width: float, value: int = 255) -> None:
-        """Draw one path `[n, 2]`, or several `[k, n, 2]`."""
-        thick = max(1, round(width * self.size))
-        paths = list(self.pixels(points.reshape(-1, *points.shape[-2:])))
-        cv2.polylines(layer, paths, False, value, thick, cv2.LINE_AA, 4)
-
-    def soft(self, layer: Gray, sigma: float) -> Plane:
-        """The layer as float32 (255 becomes 1), blurred; `sigma` is a share of the width."""
-        soft: Plane = _blur(layer, sigma * self.size).astype(np.float32)
-        soft *= np.float32(1 / 255)
-        return soft
-
-
-def _blur(plane: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """Gaussian blur, cut at three deviations; a wide one is made on a coarser grid."""
-    step = 4 if sigma >= 6 else 2 if sigma >= 3 else 1
-    small: NDArray[Any] = plane
-    if step > 1:
-        small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
-    spread = max(sigma / step, 0.2)
-    side = 2 * int(np.ceil(3 * spread)) + 1
-    small = cv2.GaussianBlur(small, (side, side), spread, borderType=cv2.BORDER_REPLICATE)
-    if step > 1:
-        small = cv2.resize(small, plane.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return small
-
-
-def _curve(control: Points, n: int = 10) -> Points:
-    """A closed smooth curve (Catmull-Rom) through the control points, `n` points a piece."""
-    t = np.linspace(0, 1, n, endpoint=False)[None, :, None]
-    before, here, after, later = (np.roll(control, s, axis=0)[:, None] for s in (1, 0, -1, -2))
-    piece = here + 0.5 * t * (
-        after - before
-        + t * (2 * before - 5 * here + 4 * after - later
-               + t * (3 * (here - after) + later - before))
-    )  # fmt: skip
-    return np.asarray(piece.reshape(-1, 2))
-
-
-def smooth_noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> Plane:
-    """Smooth noise, float32 `[size, size]`, the first octave of about unit deviation and `cells`
-    cells a side, each further one of twice as many cells and two thirds of the weight."""
-    total = np.zeros((cells, cells), np.float32)
-    for octave in range(octaves):
-        side = cells * 2**octave
-        total = cv2.resize(total, (side, side), interpolation=cv2.INTER_CUBIC)
-        grid = rng.standard_normal((side, side), dtype=np.float32)
-        total += grid * np.float32(1.4 * 0.67**octave)
-    return np.asarray(cv2.resize(total, (size, size), interpolation=cv2.INTER_CUBIC), np.float32)
-
-
 def _lung_outlines(rng: np.random.Generator) -> tuple[Points, Points]:
     """Two control polygons: their own widths, apices, diaphragms, and a little of everything."""
     outlines = []
@@ -167,11 +83,11 @@ def _lung_outlines(rng: np.random.Generator) -> tuple[Points, Points]:
     return outlines[0], outlines[1]
 
 
-def _draw_lungs(canvas: _Canvas, outlines: tuple[Points, Points]) -> tuple[Mask, Mask]:
+def _draw_lungs(canvas: Canvas, outlines: tuple[Points, Points]) -> tuple[Mask, Mask]:
     masks = []
     for outline in outlines:
         layer = canvas.blank()
-        canvas.fill(layer, _curve(outline), smooth=False)
+        canvas.fill(layer, closed_curve(outline), smooth=False)
         corner = int(np.ceil(CORNER * canvas.size)) + 1
         layer[:corner, :corner] = 0
         layer[:corner, -corner:] = 0
@@ -179,7 +95,7 @@ def _draw_lungs(canvas: _Canvas, outlines: tuple[Points, Points]) -> tuple[Mask,
     return masks[0], masks[1] & ~masks[0]
 
 
-def _ribs(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+def _ribs(canvas: Canvas, rng: np.random.Generator) -> Gray:
     """Nine pairs of posterior ribs with a dense rim, and fainter, steeper anterior ends."""
     layer = canvas.blank()
     gap, top = rng.uniform(0.066, 0.080), rng.uniform(0.13, 0.17)
@@ -197,7 +113,7 @@ def _ribs(canvas: _Canvas, rng: np.random.Generator) -> Gray:
     return layer
 
 
-def _bones(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+def _bones(canvas: Canvas, rng: np.random.Generator) -> Gray:
     """Spine with its discs, clavicles and the edges of the shoulder blades."""
     layer = canvas.blank()
     height = rng.uniform(0.046, 0.056)
@@ -219,7 +135,7 @@ def _bones(canvas: _Canvas, rng: np.random.Generator) -> Gray:
     return layer
 
 
-def _vessels(canvas: _Canvas, rng: np.random.Generator) -> Gray:
+def _vessels(canvas: Canvas, rng: np.random.Generator) -> Gray:
     """Two trees that fan out of the hila, fork, and thin towards the edge of the lungs."""
     layer = canvas.blank()
     t = np.linspace(0, 1, 8)
@@ -247,11 +163,11 @@ def _way(side: int, angle: Points, far: Points) -> Points:
 
 
 def _soft_tissue(
-    canvas: _Canvas, rng: np.random.Generator, outlines: tuple[Points, Points]
+    canvas: Canvas, rng: np.random.Generator, outlines: tuple[Points, Points]
 ) -> Plane:
     """Torso, abdomen below the diaphragm, mediastinum and heart: density, float32, 0 to about 1."""
     body, belly, middle, heart = (canvas.blank() for _ in range(4))
-    canvas.fill(body, _curve(np.array(_BODY)))
+    canvas.fill(body, closed_curve(np.array(_BODY)))
     right, left = outlines
     domes = np.vstack([right[8:4:-1], left[7:4:-1]])
     ends = [[0.93, domes[-1, 1] + 0.05], [0.93, 1.2], [0.07, 1.2], [0.07, domes[0, 1] + 0.05]]
@@ -259,7 +175,7 @@ def _soft_tissue(
     wide = rng.uniform(0.045, 0.07)
     edge = [[0.5 - wide, -0.05], [0.5 + wide, -0.05], [0.56 + wide / 3, 0.31], [0.57, 1.1]]
     canvas.fill(middle, np.array([*edge, [0.44, 1.1], [0.455, 0.3]]))
-    canvas.fill(heart, _curve(np.array(_HEART) + rng.normal(0, 0.006, (len(_HEART), 2))))
+    canvas.fill(heart, closed_curve(np.array(_HEART) + rng.normal(0, 0.006, (len(_HEART), 2))))
     weight = rng.uniform(0.8, 1.2, 4).tolist()
     return np.asarray(
         0.56 * weight[0] * canvas.soft(body, 0.014)
@@ -279,7 +195,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
         size: width and height in pixels.
         rng: the anatomy's own stream.
     """
-    canvas = _Canvas(size, rng)
+    canvas = Canvas(size, rng)
     outlines = _lung_outlines(rng)
     lungs = _draw_lungs(canvas, outlines)
     both = (lungs[0] | lungs[1]).astype(np.uint8) * np.uint8(255)
@@ -298,7 +214,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
     return Scene(clean, noisy, lungs)
 
 
-def _expose(density: Plane, canvas: _Canvas, rng: np.random.Generator) -> Plane:
+def _expose(density: Plane, canvas: Canvas, rng: np.random.Generator) -> Plane:
     """Grey levels: black and white points, gamma, an uneven beam and the sharpness all differ."""
     low, high = rng.uniform(4, 28), rng.uniform(190, 230)
     gamma = rng.uniform(0.8, 1.25)
@@ -306,7 +222,7 @@ def _expose(density: Plane, canvas: _Canvas, rng: np.random.Generator) -> Plane:
     ramp = np.linspace(-1, 1, canvas.size, dtype=np.float32)
     beam = (1 + tilt[0] * ramp[None, :] + tilt[1] * ramp[:, None]).astype(np.float32)
     light = np.clip(density * beam, 0, 1.05) ** np.float32(gamma)
-    sharp: Plane = _blur(light, rng.uniform(0.0008, 0.0032) * canvas.size)
+    sharp: Plane = blur(light, rng.uniform(0.0008, 0.0032) * canvas.size)
     sharp *= np.float32(high - low)
     sharp += np.float32(low)
     return np.clip(sharp, 0, np.float32(WHITE), out=sharp)

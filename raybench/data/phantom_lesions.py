@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from raybench.data.phantom_draw import CORNER, MIN_CHANGE, Plane, Scene, smooth_noise
+from raybench.data.phantom_canvas import Plane, smooth_noise
+from raybench.data.phantom_draw import CORNER, MIN_CHANGE, Scene
 from raybench.types import Gray, Mask
 
 _ZONES = ((0.10, 0.40), (0.36, 0.68), (0.62, 0.98))

@@ -50,6 +50,7 @@ class Backbone:
         cam_layer: module that Grad-CAM reads.
         partial_from: first module that the partial phase trains; all after it train too.
         head: prefixes of the classifier's parameters.
+        fixed_size: whether it takes no other input size.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Backbone:
     cam_layer: str
     partial_from: str
     head: tuple[str, ...]
+    fixed_size: bool = False
 
 
 def known_backbones() -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def check_backbone(name: str) -> None:
         return
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        pool = [*_TABLE, *timm.list_models()]
+        pool = list(dict.fromkeys([*_TABLE, *timm.list_models()]))
         near = difflib.get_close_matches(base, pool, n=3, cutoff=0.5) or list(_TABLE)
         raise ModelError(f"{name}: timm has no such backbone; did you mean {', '.join(near)}?")
     tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
@@ -96,7 +98,7 @@ def backbone(name: str) -> Backbone:
     with torch.device("meta"):
         net = timm.create_model(timm_name, pretrained=False, num_classes=2)
     cfg = net.pretrained_cfg
-    last = row.cam_layer if row else _last_stage(net, name)
+    cam_layer, partial_from = (row.cam_layer, row.partial_from) if row else _derived(net, name)
     classifier = cfg["classifier"]
     return Backbone(
         name=name,
@@ -104,19 +106,31 @@ def backbone(name: str) -> Backbone:
         input_size=(int(cfg["input_size"][1]), int(cfg["input_size"][2])),
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        cam_layer=last,
-        partial_from=row.partial_from if row else last,
+        cam_layer=cam_layer,
+        partial_from=partial_from,
         head=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+        fixed_size=bool(cfg.get("fixed_input_size", False)),
     )
 
 
-def _last_stage(net: nn.Module, name: str) -> str:
+def _derived(net: nn.Module, name: str) -> tuple[str, str]:
+    """The last stage, and the first module with parameters after the stage before it.
+
+    The two differ where timm names a stage by its end: a DenseNet's last norm, a VGG's last pool.
+    """
     info = getattr(net, "feature_info", None)
     entries = getattr(info, "info", info) or []
-    modules = [str(entry["module"]) for entry in entries if entry.get("module")]
-    if not modules:
+    stages = [str(entry["module"]) for entry in entries if entry.get("module")]
+    if not stages:
         raise ModelError(f"{name}: timm does not name its stages; choose a backbone that has them")
-    return modules[-1]
+    names = [n for n, _ in net.named_modules()]
+    last = names.index(stages[-1])
+    for before in reversed(stages[:-1]):
+        for following in names[names.index(before) + 1 : last + 1]:
+            inside = following.startswith(f"{before}.")
+            if not inside and list(net.get_submodule(following).parameters()):
+                return stages[-1], following
+    return stages[-1], stages[-1]
 
 
 def module_at(net: nn.Module, path: str) -> nn.Module:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator
 
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone, check_backbone
-from raybench.settings import Settings, searched
+from raybench.settings import Choice, Range, Settings, searched
 
 Unfreeze = Literal["head", "partial", "full"]
 
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _domain(value_type: Any) -> Any:
+    """The type of a searched setting whose domain lies within the bounds of `value_type`."""
+    ends = create_model("ends", low=(value_type, ...), high=(value_type, ...))
+    picks = create_model("picks", __base__=Choice, choices=(tuple[value_type, ...], ...))
+
+    def within(value: Any) -> Any:
+        # What pydantic raises in here gets the setting's path before its own.
+        if isinstance(value, Range):
+            ends.model_validate({"low": value.low, "high": value.high})
+        if isinstance(value, Choice):
+            return Choice(choices=picks.model_validate({"choices": value.choices}).choices)
+        return value
+
+    return Annotated[searched(value_type), AfterValidator(within)]
 
 
 class Plateau(Settings):
@@ -33,7 +50,7 @@ class Phase(Settings):
         description="head (the classifier), partial (the last stage and all after it) or full",
     )
     epochs: int = Field(ge=1, description="epochs of this phase")
-    lr: searched(PositiveFloat) = Field(description="learning rate at its start")  # type: ignore[valid-type]
+    lr: _domain(PositiveFloat) = Field(description="learning rate at its start")  # type: ignore[valid-type]
 
 
 class Recipe(Settings):
@@ -48,11 +65,11 @@ class Recipe(Settings):
     input_size: int | None = Field(
         None, ge=32, le=1024, description="pixels a side; null: what the weights were made for"
     )
-    batch_size: searched(PositiveInt) = Field(32, description="images a step")  # type: ignore[valid-type]
+    batch_size: _domain(PositiveInt) = Field(32, description="images a step")  # type: ignore[valid-type]
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="the optimiser")
-    weight_decay: searched(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
-    label_smoothing: searched(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
-    dropout: searched(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
+    weight_decay: _domain(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
+    label_smoothing: _domain(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
+    dropout: _domain(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
     plateau: Plateau | None = Field(None, description="fall of the rate on a plateau; null: none")
     phases: tuple[Phase, ...] = Field(min_length=1, description="in the order they are trained")
 
@@ -65,12 +82,23 @@ class Recipe(Settings):
             raise ValueError(str(error)) from error
         return name
 
-    @model_validator(mode="after")
-    def _integers(self) -> Self:
-        choices = getattr(self.batch_size, "choices", ())
-        if any(not isinstance(c, int) or isinstance(c, bool) or c < 1 for c in choices):
-            raise ValueError(f"batch_size: choices must be integers of at least 1, found {choices}")
-        return self
+    @field_validator("weights")
+    @classmethod
+    def _there(cls, weights: str) -> str:
+        if weights not in ("hub", "none") and not Path(weights).is_file():
+            raise ValueError(f"expected hub, none or a file that exists, found {weights!r}")
+        return weights
+
+    @field_validator("input_size")
+    @classmethod
+    def _takes(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None or "name" not in info.data:
+            return size
+        facts = backbone(info.data["name"])
+        if facts.fixed_size and (size, size) != facts.input_size:
+            height, width = facts.input_size
+            raise ValueError(f"{facts.name} takes {height} x {width} only, found {size}")
+        return size
 
     @property
     def size(self) -> tuple[int, int]:

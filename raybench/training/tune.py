@@ -236,6 +236,7 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
             search_alg=searcher,
             scheduler=scheduler,
             max_concurrent_trials=settings.max_concurrent,
+            reuse_actors=True,  # a fresh process costs as much as a short trial
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
         ),

@@ -1,6 +1,6 @@
 """Phantoms against what they promise: exact masks, classes told apart by their lesions alone.
 
-The whole file takes about 35 seconds on one core; most of it is the training of a small classifier.
+The whole file takes about 35 seconds of one core, most of it the training of a small classifier.
 """
 
 from __future__ import annotations
@@ -82,8 +82,7 @@ def test_loading_depends_on_the_record_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("size", [64, 256, 331])
-@pytest.mark.parametrize("contrast", [0.2, 1.0, 1.5])
+@pytest.mark.parametrize(("size", "contrast"), [(64, 1.0), (256, 1.0), (331, 0.2), (128, 1.5)])
 def test_infection_mask_is_exactly_what_the_lesions_changed(size: int, contrast: float) -> None:
     ill = SMALL.model_copy(update={"size": size, "contrast": contrast, "marker": True})
     healthy = ill.model_copy(update={"lesions": False})
@@ -134,8 +133,8 @@ def test_where_the_lesions_are() -> None:
         xray = dataset.load(record)
         shares.append(xray.infection_mask.sum() / xray.lung_mask.sum())  # type: ignore[union-attr]
         assert all((xray.infection_mask & lung).any() for lung in halves(xray))
-    assert 0.03 < min(shares) < 0.2
-    assert 0.45 < max(shares) < 0.9
+    assert 0.05 < min(shares) < 0.3
+    assert 0.5 < max(shares) < 0.9
     healthy = dataset.model_copy(update={"lesions": False})
     for record in of(dataset, "Non-COVID"):
         xray = dataset.load(record)
@@ -259,7 +258,7 @@ def one_thread() -> object:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_small_classifier_needs_the_lesions_and_learns_them() -> None:
-    dataset = Phantom(name="phantom", n_train=80, n_val=1, n_test=40)
+    dataset = Phantom(name="phantom", n_train=80, n_val=1, n_test=30)
     images, labels, moments = arrays(dataset, "Train", 64)
     held_out, truth, held_out_moments = arrays(dataset, "Test", 64)
     net = trained(images, labels, epochs=10)
@@ -296,7 +295,7 @@ def test_nothing_is_learnt_without_lesions() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_hiding_the_lesions_matters_more_than_hiding_as_much_of_the_lungs() -> None:
-    dataset = Phantom(name="phantom", n_train=80, n_val=1, n_test=40)
+    dataset = Phantom(name="phantom", n_train=80, n_val=1, n_test=30)
     net = trained(*arrays(dataset, "Train", 64)[:2], epochs=10)
     drops: dict[str, list[float]] = {"lesions": [], "elsewhere": []}
     for record in of(dataset, "COVID-19"):

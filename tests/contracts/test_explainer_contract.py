@@ -1,0 +1,301 @@
+"""What every explainer must do; whoever joins `AnyExplainer` is held to it."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from raybench.data.phantom import Phantom
+from raybench.data.preprocess import Preprocess, resize_gray
+from raybench.errors import ExplainError
+from raybench.explain import AnyExplainer, Explainer
+from raybench.models.backbones import backbone
+from raybench.models.classifier import Classifier
+from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Unit
+
+MEMBERS: tuple[type[Explainer], ...] = get_args(get_args(AnyExplainer)[0])
+USERS = [member for member in MEMBERS if member.uses_model]
+NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.3"}
+QUICK = {"n_samples": 40, "chunk": 16}
+GRID = (64, 64)
+ADAPTER: TypeAdapter[Explainer] = TypeAdapter(AnyExplainer)
+
+each_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
+each_user = pytest.mark.parametrize("member", USERS, ids=lambda m: m.__name__)
+each_net = pytest.mark.parametrize("net_name", NETS)
+
+
+def quick(member: type[Explainer], **settings: Any) -> Explainer:
+    """A member that asks little of the model; settings that it does not have are left out."""
+    wanted = {**QUICK, **settings}
+    return member(**{key: wanted[key] for key in wanted if key in member.model_fields})
+
+
+def classifier_of(net_name: str) -> Classifier:
+    torch.manual_seed(0)
+    net = timm.create_model(net_name, num_classes=3).eval()
+    with torch.no_grad():  # so that the answers move
+        net.get_classifier().weight.mul_(10)
+    facts = backbone(net_name)
+    return Classifier(net, GRID, facts.mean, facts.std, cam_layer=NETS[net_name])
+
+
+@pytest.fixture(scope="module")
+def xray() -> ChestXray:
+    data = Phantom(name="phantom", n_train=1, n_val=1, n_test=1, size=96)
+    return data.load(data.records()[0])
+
+
+@pytest.fixture(scope="module")
+def image(xray: ChestXray) -> Gray:
+    return resize_gray(Preprocess().apply(xray), GRID)
+
+
+@pytest.fixture
+def subject(xray: ChestXray, image: Gray) -> Subject:
+    """An image whose map is wanted at another, non-square shape."""
+    assert xray.lung_mask is not None
+    return Subject("Test/a.png", image, xray.lung_mask[:90, 10:80], (90, 70))
+
+
+def finish(explainer: Explainer, subject: Subject, classifier: Classifier) -> dict[str, Arrays]:
+    done: dict[str, Arrays] = {}
+    while units := explainer.plan(subject, done):
+        done |= {unit.name: explainer.run(unit, classifier) for unit in units}
+    return done
+
+
+def explain(explainer: Explainer, subject: Subject, classifier: Classifier) -> AttributionMap:
+    return explainer.merge(subject, finish(explainer, subject, classifier))
+
+
+@each_member
+@each_net
+@pytest.mark.parametrize("target", [None, 1])
+@pytest.mark.parametrize(("grid", "shape"), [(GRID, GRID), (GRID, (90, 70)), ((80, 60), (50, 96))])
+def test_shape_dtype_finite(
+    member: type[Explainer],
+    net_name: str,
+    target: int | None,
+    grid: tuple[int, int],
+    shape: tuple[int, int],
+    xray: ChestXray,
+) -> None:
+    assert xray.lung_mask is not None
+    picture = resize_gray(Preprocess().apply(xray), grid)
+    lungs = xray.lung_mask[: shape[0], : shape[1]]
+    asked = Subject("Test/a.png", picture, lungs, shape, target)
+    explainer, classifier = quick(member), classifier_of(net_name)
+    found = explain(explainer, asked, classifier)
+    assert found.values.shape == shape
+    assert found.values.dtype == np.float32
+    assert np.isfinite(found.values).all()
+    assert np.ptp(found.values) > 0
+    if member.uses_model:
+        predicted = int(classifier.predict(picture[None])[0].argmax())
+        assert found.target == (predicted if target is None else target)
+    else:
+        assert found.target is None
+
+
+@each_member
+@each_net
+def test_same_seed_same_map(member: type[Explainer], net_name: str, subject: Subject) -> None:
+    classifier = classifier_of(net_name)
+    first, second = (explain(quick(member), subject, classifier) for _ in range(2))
+    np.testing.assert_array_equal(first.values, second.values)
+    if "seed" in member.model_fields:
+        other = explain(quick(member, seed=1), subject, classifier)
+        assert not np.array_equal(first.values, other.values)
+
+
+@each_member
+@each_net
+def test_units_are_counted_deterministic_and_named_once(
+    member: type[Explainer], net_name: str, subject: Subject
+) -> None:
+    explainer, classifier = quick(member), classifier_of(net_name)
+    done: dict[str, Arrays] = {}
+    units: list[Unit] = []
+    while planned := explainer.plan(subject, done):
+        again = explainer.plan(subject, dict(reversed(done.items())))
+        assert [unit.name for unit in again] == [unit.name for unit in planned]
+        assert pickle.dumps(again) == pickle.dumps(planned)
+        units += planned
+        done |= {unit.name: explainer.run(unit, classifier) for unit in planned}
+    assert len({unit.name for unit in units}) == len(units) > 0
+    found = explainer.merge(subject, done)
+    assert sum(unit.n_forward for unit in units) == found.n_forward
+    assert found.n_forward <= explainer.n_forward_planned()
+    assert all(unit.needs_model for unit in units if unit.n_forward)
+    assert any(unit.needs_model for unit in units) == member.uses_model
+
+
+@each_member
+@each_net
+def test_shipped_units_give_the_same_map(
+    member: type[Explainer], net_name: str, subject: Subject
+) -> None:
+    """Explainer, units and answers travel by pickle, and answers come back in any order."""
+    explainer, classifier = quick(member), classifier_of(net_name)
+    direct = explain(explainer, subject, classifier)
+    done: dict[str, Arrays] = {}
+    while units := explainer.plan(subject, done):
+        parcels = [pickle.dumps((explainer, unit)) for unit in units]
+        for unit, parcel in reversed(list(zip(units, parcels, strict=True))):
+            worker, received = pickle.loads(parcel)
+            model = classifier if received.needs_model else None
+            done[unit.name] = pickle.loads(pickle.dumps(worker.run(received, model)))
+    shipped = pickle.loads(pickle.dumps(explainer)).merge(subject, done)
+    np.testing.assert_array_equal(direct.values, shipped.values)
+    assert (direct.target, direct.n_forward) == (shipped.target, shipped.n_forward)
+
+
+@each_user
+def test_a_missing_classifier_and_a_class_that_is_not_are_refused(
+    member: type[Explainer], subject: Subject, image: Gray
+) -> None:
+    classifier = classifier_of("test_efficientnet")
+    with pytest.raises(ExplainError, match="needs a classifier"):
+        finish(quick(member), subject, None)  # type: ignore[arg-type]
+    for target in (-1, 3):
+        with pytest.raises(ExplainError, match=f"target {target}: the model has classes 0 to 2"):
+            quick(member).attribute(classifier, image, target)
+
+
+class BreaksForward(nn.Module):
+    """Raises after all layers have been through."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.body(x)
+        raise RuntimeError("broken on purpose")
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("broken on purpose")
+
+
+class BreaksBackward(BreaksForward):
+    """Answers, but has no gradients to give."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Refuse.apply(self.body(x))
+
+
+def hooks(net: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in net.modules() for kind in kinds)
+
+
+def condition(net: nn.Module) -> dict[str, Any]:
+    """All that an explainer could leave changed."""
+    return {
+        "hooks": hooks(net),
+        "modes": [module.training for module in net.modules()],
+        "asks": [p.requires_grad for p in net.parameters()],
+        "grads": [None if p.grad is None else p.grad.sum().item() for p in net.parameters()],
+        "grad_ids": [id(p.grad) for p in net.parameters() if p.grad is not None],
+        "state": {name: t.detach().numpy().tobytes() for name, t in net.state_dict().items()},
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+@each_member
+@each_net
+@pytest.mark.parametrize("wrapper", [None, BreaksForward, BreaksBackward])
+def test_the_model_is_left_as_it_was_found(
+    member: type[Explainer],
+    net_name: str,
+    wrapper: type[BreaksForward] | None,
+    subject: Subject,
+) -> None:
+    """In the midst of training: modes mixed, some parameters frozen, some with gradients."""
+    whole = classifier_of(net_name)
+    net = whole.net.train()
+    modules = list(net.modules())
+    for module in modules[len(modules) // 2 :]:
+        module.training = False
+    for number, parameter in enumerate(net.parameters()):
+        parameter.requires_grad_(number % 2 == 0)
+        if number % 3 == 0:
+            parameter.grad = torch.full_like(parameter, float(number))
+    if wrapper is not None:
+        net = wrapper(net)
+    path = NETS[net_name] if wrapper is None else f"body.{NETS[net_name]}"
+    classifier = Classifier(net, GRID, cam_layer=path)
+    before = condition(net)
+    if wrapper is BreaksForward and member.uses_model:
+        with pytest.raises(RuntimeError, match="broken on purpose"):
+            explain(quick(member), subject, classifier)
+    else:
+        with contextlib.suppress(RuntimeError):
+            explain(quick(member), subject, classifier)
+    assert condition(net) == before
+
+
+@each_member
+@each_net
+def test_attribute_takes_a_classifier_or_a_bare_module(
+    member: type[Explainer], net_name: str, xray: ChestXray, image: Gray
+) -> None:
+    assert xray.lung_mask is not None
+    explainer, classifier = quick(member, layer=NETS[net_name]), classifier_of(net_name)
+    lungs = xray.lung_mask[: GRID[0], : GRID[1]]
+    found = explainer.attribute(classifier, image, 1, lungs)
+    bare = explainer.attribute(classifier.net, image, 1, lungs)
+    direct = explain(explainer, Subject("image", image, lungs, GRID, 1), classifier)
+    np.testing.assert_array_equal(found.values, direct.values)
+    np.testing.assert_array_equal(bare.values, direct.values)
+    assert (found.target, found.n_forward) == (direct.target, direct.n_forward)
+    assert found.extras["seconds"] > 0
+
+    full = Preprocess().apply(xray)
+    assert explainer.attribute(classifier, full, None, xray.lung_mask).values.shape == full.shape
+    for bad in (image.astype(np.float32), np.repeat(image[:, :, None], 3, axis=2)):
+        with pytest.raises(ExplainError, match=r"expected a uint8 \[H, W\] image"):
+            explainer.attribute(classifier, bad, None, lungs)
+    for wrong in (lungs[:50], lungs.astype(np.uint8)):
+        with pytest.raises(ExplainError, match="expected a bool lung mask"):
+            explainer.attribute(classifier, image, None, wrong)
+
+
+@each_member
+def test_settings_round_trip_and_refuse_unknown_keys(member: type[Explainer]) -> None:
+    explainer = quick(member, seed=3)
+    for again in (
+        member.model_validate(explainer.model_dump()),
+        ADAPTER.validate_python(explainer.model_dump()),
+        ADAPTER.validate_json(explainer.model_dump_json()),
+    ):
+        assert type(again) is member
+        assert again == explainer
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        ADAPTER.validate_python({**explainer.model_dump(), "n_sample": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        explainer.label = "other"  # type: ignore[misc]
+    for field in member.model_fields:
+        assert member.model_fields[field].description or field in ("name",), field
+
+
+def test_names_are_unique_and_are_the_titles() -> None:
+    names = [quick(member).title for member in MEMBERS]
+    assert len(set(names)) == len(names) >= 5
+    assert [quick(member, label="mine").title for member in MEMBERS] == ["mine"] * len(names)
