@@ -22,13 +22,13 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
-    "greater_than": "a number above {gt}",
+    "greater_than": "a number greater than {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number",
     "int_type": "a whole number",
-    "less_than": "a number below {lt}",
+    "less_than": "a number less than {lt}",
     "less_than_equal": "a number of at most {le}",
     "list_type": "a list",
     "literal_error": "{expected}",
@@ -186,7 +186,8 @@ def help_lines(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
         many = get_origin(field.annotation) is tuple
         key = f"{prefix}{name}"
         meaning = field.description or ("which one it is" if name == "name" else "")
-        yield f"--{key}", _name(field.annotation), _default(field), meaning
+        kind = ", ".join([_name(field.annotation), *_limits(field)])
+        yield f"--{key}", kind, _default(field), meaning
         for member in members:
             tag = _tag(member) if len(members) > 1 or many else None
             place = f"{key}.{tag or 'N'}." if many else f"{key}."
@@ -213,6 +214,22 @@ def _name(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _tag(annotation) or "settings"
     return getattr(annotation, "__name__", str(annotation))
+
+
+def _limits(thing: Any) -> Iterator[str]:
+    """The bounds of a setting in words; those of a searched one stand deeper in its type."""
+    for sign, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+        bound = getattr(thing, sign, None)
+        if bound is not None:
+            yield f"{words} {_plain(bound)}"
+    if isinstance(thing, FieldInfo):
+        parts = [thing.annotation, *thing.metadata]
+    elif get_origin(thing) in (typing.Annotated, typing.Union, types.UnionType):
+        parts = list(get_args(thing))
+    else:
+        parts = []
+    for part in parts:
+        yield from _limits(part)
 
 
 def _default(field: FieldInfo) -> str:

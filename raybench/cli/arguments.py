@@ -110,10 +110,21 @@ def help_text() -> str:
     lines = [_INTRO, "Settings (key, type, default, meaning):"]
     for key, kind, default, meaning in help_lines(SweepConfig):
         if not kind:
-            lines.append(f"\n{key} {meaning}")
+            lines += ["", *_wrap(f"{key} {meaning}", first="")]
             continue
         shown = f" = {default}" if default not in ("", "required") else ""
         needed = " (required)" if default == "required" else ""
-        lines.append(f"  {key}  <{kind}>{shown}{needed}")
-        lines += textwrap.wrap(meaning, 84, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        lines += _wrap(f"{key}  <{kind}>{shown}{needed}", first="  ")
+        lines += _wrap(meaning, first=" " * 8)
     return "\n".join(lines)
+
+
+def _wrap(text: str, first: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        92,
+        initial_indent=first,
+        subsequent_indent=" " * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -48,6 +48,11 @@ class GradCam(Explainer):
                 feature map.
             ModelError: there is no such layer.
         """
+        # Imported here: it brings scikit-learn and matplotlib along, seconds that every process
+        # would pay that only reads the settings.
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
         model = need_classifier(unit, classifier)
         path = self.layer or model.cam_layer
         if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,19 @@ from torch import nn
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ModelError
 from raybench.models.backbones import Backbone, backbone
+
+_UNFIT = (
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OSError,
+)
+"""What safetensors, torch and timm raise for a file that holds no weights, or other ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +74,36 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
     if not Path(weights).is_file():
         raise ModelError(f"{name}: no weights file {weights!r}; give a file, `hub` or `none`")
     try:
-        return _module(
-            timm.create_model(
-                facts.timm_name,
-                pretrained=True,
-                pretrained_cfg_overlay={"file": weights},
-                **options,
-            )
-        )
-    except (RuntimeError, SafetensorError, KeyError, ValueError, OSError) as error:
+        return _from_file(facts, options, weights)
+    except _UNFIT as error:
         raise ModelError(
-            f"{name}: {weights} does not fit ({error}); give weights made for {facts.timm_name}"
+            f"{name}: {weights} does not fit ({_brief(error)}); give weights made for "
+            f"{facts.timm_name}"
         ) from error
+
+
+def _from_file(facts: Backbone, options: dict[str, Any], weights: str) -> nn.Module:
+    """timm leaves what a file does not hold as it was drawn, and says so in its log only."""
+    with torch.random.fork_rng(devices=[]):
+        drawn = _module(timm.create_model(facts.timm_name, pretrained=False, **options))
+    net = _module(
+        timm.create_model(
+            facts.timm_name,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": weights},
+            **options,
+        )
+    )
+    before = dict(drawn.named_parameters())
+    body = [
+        (name, parameter)
+        for name, parameter in net.named_parameters()
+        if parameter.ndim > 1 and not name.startswith(tuple(f"{h}." for h in facts.head))
+    ]
+    missing = [name for name, parameter in body if torch.equal(parameter, before[name])]
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} of {len(body)} weights: {missing[0]}, ...")
+    return net
 
 
 def _from_hub(facts: Backbone, options: dict[str, Any]) -> nn.Module:
@@ -84,6 +116,12 @@ def _from_hub(facts: Backbone, options: dict[str, Any]) -> nn.Module:
             f"timm/{facts.timm_name} elsewhere and set `weights: FILE.safetensors`, or train from "
             "scratch with `weights: none`."
         ) from error
+
+
+def _brief(error: Exception) -> str:
+    """One line: torch lists every tensor that does not fit."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 def _module(net: Any) -> nn.Module:
@@ -104,17 +142,22 @@ def read_card(path: str) -> Card:
     Raises:
         ModelError: the file is no checkpoint of raybench.
     """
-    with safe_open(path, framework="pt") as file:
-        return _parse_card(file.metadata(), path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse_card(file.metadata(), path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: no checkpoint of raybench ({error})") from error
 
 
 def _parse_card(metadata: dict[str, str] | None, where: str) -> Card:
     if not metadata or "raybench" not in metadata:
         raise ModelError(f"{where}: no checkpoint of raybench (it carries no card)")
-    raw = json.loads(metadata["raybench"])
-    raw["classes"] = tuple(raw["classes"])
-    raw["input_size"] = tuple(raw["input_size"])
-    return Card(**raw)
+    try:
+        raw = json.loads(metadata["raybench"])
+        tuples = {"classes": tuple(raw["classes"]), "input_size": tuple(raw["input_size"])}
+        return Card(**(raw | tuples))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelError(f"{where}: its card is not one of this raybench ({error!r})") from error
 
 
 def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, Card]:
@@ -125,12 +168,12 @@ def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, 
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
+        header = dict(json.loads(data[8 : 8 + length]))
         card = _parse_card(header.get("__metadata__"), where)
         net = build(card.backbone, len(card.classes))
         net.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RuntimeError) as error:
-        raise ModelError(f"{where}: not a checkpoint that fits ({error})") from error
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{where}: not a checkpoint that fits ({_brief(error)})") from error
     return net.eval(), card
 
 

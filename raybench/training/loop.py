@@ -51,7 +51,10 @@ class Epoch:
 
 @dataclass(slots=True)
 class State:
-    """All that the loop needs to go on after an epoch."""
+    """All that the loop needs to go on after an epoch.
+
+    `net` and `optimizer` are the loop's own tensors, which the next epoch changes: write them.
+    """
 
     next_epoch: int
     net: dict[str, Any]
@@ -184,6 +187,7 @@ class Trainer:
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         train_loss, train_accuracy = self._train(epoch, optimizer, train)
         val_loss, val_accuracy = self.evaluate(val)
+        _check_finite(val_loss, epoch)
         return Epoch(
             epoch=epoch,
             phase=number,
@@ -209,10 +213,7 @@ class Trainer:
                 logits, target, label_smoothing=float(self.recipe.label_smoothing)
             )
             value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the loss became {value} in epoch {epoch + 1}; lower the learning rate"
-                )
+            _check_finite(value, epoch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -275,3 +276,8 @@ class Trainer:
             best_loss=best_loss,
             best=best,
         )
+
+
+def _check_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss became {loss} in epoch {epoch + 1}; lower the learning rate")

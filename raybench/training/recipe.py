@@ -133,7 +133,9 @@ class Search(Settings):
 
     trials_per_backbone: int = Field(1, ge=1, description="the same number for every backbone")
     scheduler: Literal["asha", "none"] = Field(
-        "none", description="asha stops trials early that lag behind; none trains all to the end"
+        "none",
+        description="asha stops trials early that lag behind others of their backbone; none "
+        "trains all to the end",
     )
     grace_epochs: int = Field(2, ge=1, description="epochs before asha may stop a trial")
     max_concurrent: int | None = Field(

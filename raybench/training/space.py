@@ -74,8 +74,8 @@ def resolve(recipes: Sequence[Recipe], drawn: Mapping[str, Any]) -> Recipe:
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """A resolved recipe as flat names and values, as trials are listed and compared by.
 
-    The phases' settings are named by phase: `head.lr`, `partial.epochs`; a number is added where
-    two phases unfreeze the same.
+    The phases' settings are named by phase: `head_lr`, `partial_epochs`; a number is added where
+    two phases unfreeze the same (`full2_lr`).
     """
     flat: dict[str, Any] = {}
     for name, value in recipe.model_dump(exclude={"name", "phases", "plateau"}).items():

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import optuna
 import ray
 import torch
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raybench.data.preprocess import Preprocess
@@ -164,6 +165,42 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         self._tell(lambda to: to.trial_ended(trial_name(trial.config)))
 
 
+class AshaPerBackbone(FIFOScheduler):  # type: ignore[misc]
+    """ASHA (Li et al. 2020) among the trials of each backbone alone.
+
+    One ASHA over all of them would hold a slow starter against a fast one, and stop every trial of
+    a backbone after the first rung; each is to get the same chances.
+    """
+
+    def __init__(self, recipes: tuple[Recipe, ...], grace_epochs: int) -> None:
+        super().__init__()
+        self._asha = {
+            r.name: ASHAScheduler(
+                metric=SCORE,
+                mode="max",
+                max_t=r.n_epochs,
+                grace_period=min(grace_epochs, r.n_epochs),
+                reduction_factor=3,
+            )
+            for r in recipes
+        }
+
+    def _of(self, trial: Any) -> ASHAScheduler:
+        return self._asha[trial.config["backbone"]]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+
 def search(
     job: TrialJob,
     settings: Search,
@@ -213,22 +250,18 @@ def _resources(training: Training) -> dict[str, float]:
 def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
     space = SearchSpace(job.recipes)
     points = space.first_points(settings.trials_per_backbone)
-    sampler = optuna.samplers.TPESampler(
-        seed=job.seed, n_startup_trials=settings.n_startup, multivariate=True, group=True
-    )
+    with warnings.catch_warnings():
+        # `group` is called experimental; conditional spaces are the case it was made for.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=job.seed, n_startup_trials=settings.n_startup, multivariate=True, group=True
+        )
     searcher = OptunaSearch(
         space, metric=SCORE, mode="max", points_to_evaluate=points, sampler=sampler
     )
     scheduler = None
     if settings.scheduler == "asha":
-        longest = max(recipe.n_epochs for recipe in job.recipes)
-        scheduler = ASHAScheduler(
-            metric=SCORE,
-            mode="max",
-            max_t=longest,
-            grace_period=min(settings.grace_epochs, longest),
-            reduction_factor=3,
-        )
+        scheduler = AshaPerBackbone(job.recipes, settings.grace_epochs)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
