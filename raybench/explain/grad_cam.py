@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from pytorch_grad_cam import GradCAM
 
 from raybench.errors import ExplainError
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
@@ -51,7 +50,6 @@ class GradCam(Explainer):
         # Imported here: it brings scikit-learn and matplotlib along, seconds that every process
         # would pay that only reads the settings.
         from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
         model = need_classifier(unit, classifier)
         path = self.layer or model.cam_layer

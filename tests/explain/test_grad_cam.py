@@ -16,6 +16,7 @@ from torch import nn
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError, ModelError
 from raybench.explain import GradCam
+from raybench.explain.base import untouched
 from raybench.models.classifier import Classifier
 from raybench.types import Gray, Values
 
@@ -129,3 +130,24 @@ def test_no_tensor_outlives_the_call(make_classifier: MakeClassifier, masked: Gr
     for _ in range(3):
         GradCam().attribute(classifier, masked)
     assert alive() == before
+
+
+def test_untouched_gives_everything_back_after_an_error() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3).eval(), nn.Dropout())
+    first, second = net[0].weight, net[0].bias
+    second.requires_grad_(False)
+    first.grad = given = torch.ones_like(first)
+
+    def meddle() -> None:
+        with untouched(net):
+            assert not any(module.training for module in net.modules())
+            assert not any(parameter.requires_grad for parameter in net.parameters())
+            net.requires_grad_(True).zero_grad()
+            raise KeyError("on purpose")
+
+    with pytest.raises(KeyError):
+        meddle()
+    assert [module.training for module in net.modules()] == [True, True, False, True]
+    assert (first.requires_grad, second.requires_grad) == (True, False)
+    assert first.grad is given
+    assert second.grad is None

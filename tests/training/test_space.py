@@ -1,0 +1,139 @@
+"""The search space against Optuna itself. About 2 seconds."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import Counter
+from typing import Any
+
+import optuna
+import pytest
+
+from raybench.settings import Choice, Range
+from raybench.training.recipe import Recipe
+from raybench.training.space import SearchSpace, hyperparameters, resolve, searched_settings
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+SEARCHED = Recipe.model_validate(
+    {
+        "name": "test_resnet",
+        "weights": "none",
+        "input_size": 64,
+        "batch_size": {"low": 4, "high": 9},
+        "weight_decay": {"choices": [0.0, 1.0e-2]},
+        "dropout": {"low": 0, "high": 0.5},
+        "plateau": {"patience": 1},
+        "phases": [
+            {"unfreeze": "head", "epochs": 1, "lr": 1e-3},
+            {"unfreeze": "full", "epochs": 2, "lr": {"low": 1e-5, "high": 1e-2, "log": True}},
+            {"unfreeze": "full", "epochs": 3, "lr": {"choices": [1e-4, "1e-5"]}},
+        ],
+    }
+)
+PLAIN = Recipe.model_validate(
+    {"name": "vgg16", "phases": [{"epochs": 1, "lr": 1e-5}], "batch_size": 32}
+)
+PATHS = ["batch_size", "weight_decay", "dropout", "phases.1.lr", "phases.2.lr"]
+
+
+def ask(n: int, seed: int = 0, told: bool = True) -> list[optuna.trial.Trial]:
+    """`n` trials a backbone as the search runs them: first points enqueued, then TPE asked."""
+    space = SearchSpace((SEARCHED, PLAIN))
+    sampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=3, multivariate=True, group=True
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for point in space.first_points(n):
+        study.enqueue_trial(point)
+    trials = []
+    for _ in range(n * 2):
+        trial = study.ask()
+        assert space(trial) == {"trial_number": trial.number}
+        if told:
+            study.tell(trial, -math.log10(trial.params.get("test_resnet.phases.1.lr", 1.0)))
+        trials.append(trial)
+    return trials
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_each_backbone_gets_its_trials_and_parameters_of_its_own() -> None:
+    trials = ask(8)
+    assert Counter(t.params["backbone"] for t in trials) == {"test_resnet": 8, "vgg16": 8}
+    for trial in trials:
+        names = [f"test_resnet.{p}" for p in PATHS] if trial.params["backbone"] != "vgg16" else []
+        assert list(trial.params) == ["backbone", *names]
+    drawn = [t.params for t in trials if t.params["backbone"] == "test_resnet"]
+    assert {type(p["test_resnet.batch_size"]) for p in drawn} == {int}
+    assert all(4 <= p["test_resnet.batch_size"] <= 9 for p in drawn)
+    assert all(1e-5 <= p["test_resnet.phases.1.lr"] <= 1e-2 for p in drawn)
+    assert {p["test_resnet.phases.2.lr"] for p in drawn} <= {1e-4, 1e-5}
+    lr = next(t for t in trials if t.params["backbone"] != "vgg16").distributions[
+        "test_resnet.phases.1.lr"
+    ]
+    assert isinstance(lr, optuna.distributions.FloatDistribution)
+    assert lr.log
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_same_seed_proposes_the_same() -> None:
+    first, second, other = ([t.params for t in ask(5, seed)] for seed in (0, 0, 1))
+    assert first == second
+    assert first != other
+
+
+def test_searched_settings_are_found_at_every_depth_in_the_files_order() -> None:
+    found = dict(searched_settings(SEARCHED))
+    assert list(found) == PATHS
+    assert found["batch_size"] == Range(low=4, high=9)
+    assert found["phases.2.lr"] == Choice(choices=(1e-4, 1e-5))
+    assert list(searched_settings(PLAIN)) == []
+
+
+def test_resolve_puts_each_value_in_its_place() -> None:
+    drawn: dict[str, Any] = dict(
+        zip([f"test_resnet.{p}" for p in PATHS], [6, 0.01, 0.25, 3e-4, 1e-5], strict=True)
+    )
+    recipe = resolve([PLAIN, SEARCHED], {"backbone": "test_resnet", "trial_number": 3, **drawn})
+    assert list(searched_settings(recipe)) == []
+    assert [p.lr for p in recipe.phases] == [1e-3, 3e-4, 1e-5]
+    assert (recipe.batch_size, recipe.weight_decay, recipe.dropout) == (6, 0.01, 0.25)
+    kept = {"name", "weights", "input_size", "optimizer", "label_smoothing", "plateau"}
+    assert recipe.model_dump(include=kept) == SEARCHED.model_dump(include=kept)
+    assert resolve([PLAIN, SEARCHED], {"backbone": "vgg16", "trial_number": 0}) == PLAIN
+    assert SEARCHED.phases[1].lr == Range(low=1e-5, high=1e-2, log=True)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_what_optuna_draws_resolves() -> None:
+    for trial in ask(3, told=False):
+        assert list(searched_settings(resolve([SEARCHED, PLAIN], trial.params))) == []
+
+
+def test_hyperparameters_are_flat_and_named_by_phase() -> None:
+    drawn = dict(zip([f"test_resnet.{p}" for p in PATHS], [6, 0.01, 0.25, 3e-4, 1e-5], strict=True))
+    flat = hyperparameters(resolve([SEARCHED], {"backbone": "test_resnet", **drawn}))
+    assert flat == {
+        "weights": "none",
+        "input_size": 64,
+        "batch_size": 6,
+        "optimizer": "adam",
+        "weight_decay": 0.01,
+        "label_smoothing": 0.0,
+        "dropout": 0.25,
+        "plateau_patience": 1,
+        "plateau_factor": 0.5,
+        "head_lr": 1e-3,
+        "head_epochs": 1,
+        "full_lr": 3e-4,
+        "full_epochs": 2,
+        "full2_lr": 1e-5,
+        "full2_epochs": 3,
+    }
+    assert hyperparameters(PLAIN)["input_size"] == 224
+
+
+def test_the_space_can_be_pickled() -> None:
+    space = SearchSpace((SEARCHED, PLAIN))
+    assert pickle.loads(pickle.dumps(space)) == space
