@@ -70,11 +70,11 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
     if weights == "none":
         return _module(timm.create_model(facts.timm_name, pretrained=False, **options))
     if weights == "hub":
-        return _from_hub(facts, options)
+        return _fresh_head(_from_hub(facts, options), facts)
     if not Path(weights).is_file():
         raise ModelError(f"{name}: no weights file {weights!r}; give a file, `hub` or `none`")
     try:
-        return _from_file(facts, options, weights)
+        return _fresh_head(_from_file(facts, options, weights), facts)
     except _UNFIT as error:
         raise ModelError(
             f"{name}: {weights} does not fit ({_brief(error)}); give weights made for "
@@ -116,6 +116,20 @@ def _from_hub(facts: Backbone, options: dict[str, Any]) -> nn.Module:
             f"timm/{facts.timm_name} elsewhere and set `weights: FILE.safetensors`, or train from "
             "scratch with `weights: none`."
         ) from error
+
+
+def _fresh_head(net: nn.Module, facts: Backbone) -> nn.Module:
+    """A head that starts out undecided: weights of deviation 0.01, no bias.
+
+    timm draws the heads of its EfficientNets for a thousand classes; with three, their first
+    logits are off by tens and fine-tuning spends its epochs on unlearning them.
+    """
+    for name in facts.head:
+        head = net.get_submodule(name)
+        if isinstance(head, nn.Linear):
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+    return net
 
 
 def _brief(error: Exception) -> str:

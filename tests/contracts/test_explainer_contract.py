@@ -17,6 +17,7 @@ from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
 from raybench.explain import AnyExplainer, Explainer
+from raybench.explain.base import wrap
 from raybench.models.backbones import backbone
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Unit
@@ -277,6 +278,12 @@ def test_attribute_takes_a_classifier_or_a_bare_module(
     for wrong in (lungs[:50], lungs.astype(np.uint8)):
         with pytest.raises(ExplainError, match="expected a bool lung mask"):
             explainer.attribute(classifier, image, None, wrong)
+
+
+def test_a_bare_module_stays_on_its_device() -> None:
+    net = nn.Conv2d(3, 3, 1, device="meta")
+    assert wrap(net, GRID).device.type == "meta"
+    assert net.weight.is_meta
 
 
 @each_member
