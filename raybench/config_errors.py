@@ -153,7 +153,7 @@ def _of(holders: Sequence[type[BaseModel]]) -> str:
 
 def _nearest(name: str, holders: Sequence[type[BaseModel]]) -> str:
     valid = list(dict.fromkeys(key for model in holders for key in model.model_fields))
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.65)
     return f"did you mean {near[0]}?" if near else f"choose {', '.join(valid)}"
 
 
