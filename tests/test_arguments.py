@@ -22,7 +22,7 @@ def test_without_words_it_is_the_quickstart() -> None:
     assert plain.sweep == QUICKSTART
     assert plain.sweep.is_file()
     assert plain.overrides == ()
-    assert not (plain.dry_run or plain.resume or plain.overwrite or plain.help)
+    assert {plain.dry_run, plain.resume, plain.overwrite, plain.help} == {False}
 
 
 @pytest.mark.parametrize("flag", ["dry_run", "resume", "overwrite", "help"])

@@ -154,7 +154,7 @@ class _Progress:
     """Images on the bar, forward passes a second beside it."""
 
     def __init__(self, total: int) -> None:
-        self._bar = progress_bar(total, "explaining", "map")
+        self._bar = progress_bar(total, "explaining", "image")
         self._passes, self._started = 0, time.perf_counter()
 
     def unit(self, unit: Unit) -> None:

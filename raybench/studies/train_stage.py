@@ -61,9 +61,10 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     Raises:
         RaybenchError: not one trial left a checkpoint.
     """
-    if context.has_finished("training"):
-        return context.run.read("trials")
     config, run = context.config, context.run
+    if context.has_finished("training"):
+        run.storage.remove("tune")  # a kill may have come between the end and this
+        return run.read("trials")
     run.claim("tune")
     job = TrialJob(
         dataset=context.dataset,
