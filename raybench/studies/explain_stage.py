@@ -73,13 +73,14 @@ def explain(
     with context.stage("explaining", maps=len(everything)):
         if not todo:
             return
-        progress = _Progress(len(todo))
+        progress = _Progress(todo)
         writer = _Writer(context)
         jobs = (_job(context, item, sizes) for item in todo)
         try:
             for outcome in run_jobs(jobs, pool, progress.unit):
+                assert isinstance(outcome.key, Item)
                 writer.add(outcome)
-                progress.image()
+                progress.image(outcome.key)
         finally:
             writer.flush()
             progress.close()
@@ -151,19 +152,41 @@ class _Writer:
 
 
 class _Progress:
-    """Images on the bar, forward passes a second beside it."""
+    """Images on the bar; forward passes, their rate and the time left beside it.
 
-    def __init__(self, total: int) -> None:
-        self._bar = progress_bar(total, "explaining", "image")
-        self._passes, self._started = 0, time.perf_counter()
+    Images cost from nothing to a thousand passes, so the time left is told from the work behind
+    the finished ones and not from their number.
+    """
+
+    def __init__(self, todo: Sequence[Item]) -> None:
+        self._bar = progress_bar(len(todo), "explaining", "image")
+        self._bar.bar_format = (
+            "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}{postfix}]"
+        )
+        self._work = sum(_work(item) for item in todo)
+        self._done, self._passes, self._started = 0, 0, time.perf_counter()
 
     def unit(self, unit: Unit) -> None:
         self._passes += unit.n_forward
-        rate = self._passes / max(time.perf_counter() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{self._passes:,} forward passes, {rate:,.0f}/s")
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        text = f"{self._passes:,} forward passes, {self._passes / seconds:,.0f}/s"
+        if self._done:
+            left = seconds * (self._work - self._done) / self._done
+            text += f", {int(left) // 60}:{int(left) % 60:02d} left"
+        text += f", {self._bar.n / seconds:.2g} images/s"
+        self._bar.set_postfix_str(text)
 
-    def image(self) -> None:
+    def image(self, item: Item) -> None:
+        self._done += _work(item)
         self._bar.update(1)
 
     def close(self) -> None:
         self._bar.close()
+
+
+# A map without a model costs about as much as so many forward passes of a small classifier.
+_CHEAP_WORK = 20
+
+
+def _work(item: Item) -> int:
+    return _CHEAP_WORK + item.explainer.n_forward_planned()
