@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -16,9 +18,6 @@ WORKER_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_TOP_PAD_": "67108864",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
 
@@ -34,30 +33,38 @@ def start_ray(settings: Execution) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # RAY_AUTH_MODE is left alone: Ray starts with token authentication by itself and reads the
     # variable at import, so that setting it here would leave this process and its children apart.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common = {
+    common: dict[str, Any] = {
         "runtime_env": {"env_vars": WORKER_ENV},
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }
     address = os.environ.get("RAY_ADDRESS")
+    # "auto" would also find the private Ray of another sweep on this machine; only `ray start`
+    # leaves this note behind.
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    if address in (None, "local") and (address == "local" or not note.exists()):
+        return _start(settings, common)
     try:
         ray.init(address=address or "auto", **common)
     except (ConnectionError, ray.exceptions.RaySystemError, RuntimeError, ValueError) as error:
-        if address:
-            raise ExecutionError(
-                f"RAY_ADDRESS={address}: this cluster cannot be joined ({error}); start it, or "
-                "unset RAY_ADDRESS to run on this machine"
-            ) from error
-        ray.init(
-            address="local",
-            num_cpus=settings.cpus,
-            include_dashboard=False,
-            object_store_memory=settings.object_store_mb * 2**20,
-            **common,
-        )
-        return f"Ray started on this machine: {_size()}"
+        if address is None and isinstance(error, ConnectionError):
+            return _start(settings, common)  # the note is of a cluster that is gone
+        raise ExecutionError(
+            f"the Ray cluster at {address or 'auto'} cannot be joined ({error}); start it, or set "
+            "RAY_ADDRESS=local to run on this machine"
+        ) from error
     return f"joined a Ray cluster: {_size()}"
+
+
+def _start(settings: Execution, common: dict[str, Any]) -> str:
+    ray.init(
+        address="local",
+        num_cpus=settings.cpus,
+        include_dashboard=False,
+        object_store_memory=settings.object_store_mb * 2**20,
+        **common,
+    )
+    return f"Ray started on this machine: {_size()}"
 
 
 def _size() -> str:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from raybench.data.tables import first_lines
 from raybench.errors import BadImageError, DataError
 from raybench.types import ChestXray, Dataset, Split, XrayRecord
 
@@ -70,7 +69,7 @@ def scan(
         raise DataError(
             f"{len(bad)} of {len(records)} images cannot be used; put them right, or set "
             "on_bad_image: skip to leave them out:",
-            first_lines(bad),
+            bad,
         )
     good = [(r, look) for r, look in zip(records, looks, strict=True) if look.problem is None]
     return Scan(

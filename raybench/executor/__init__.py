@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from raybench.executor.jobs import Job, Outcome, Pool, run_jobs
+from raybench.executor.jobs import Job, Outcome, Pool, message, run_jobs
 from raybench.executor.local import LocalPool
+from raybench.executor.room import room_for
 from raybench.settings import Settings
 
-__all__ = ["Execution", "Job", "Outcome", "Pool", "make_pool", "run_jobs"]
+__all__ = ["Execution", "Job", "Outcome", "Pool", "make_pool", "message", "room_for", "run_jobs"]
 
 
 class Execution(Settings):
@@ -52,7 +53,6 @@ def make_pool(settings: Execution, models: Callable[[str], bytes]) -> Pool:
         batch = settings.batch_size or (64 if torch.cuda.is_available() else 16)
         return LocalPool(models, settings.cpus_per_worker, batch)
     from raybench.executor.over_ray import RayPool
-    from raybench.executor.room import room_for
 
     gpus, n_workers = room_for(settings.cpus_per_worker, settings.gpus_per_worker)
     batch = settings.batch_size or (64 if gpus else 16)

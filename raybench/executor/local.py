@@ -16,10 +16,9 @@ from raybench.types import Unit
 class Resident:
     """Keeps the classifiers last used; loading one costs more than many units."""
 
-    def __init__(self, batch_size: int, keep: int = 2) -> None:
-        self._batch_size, self._keep = batch_size, keep
+    def __init__(self, batch_size: int, device: str, keep: int = 2) -> None:
+        self._batch_size, self._device, self._keep = batch_size, device, keep
         self._loaded: dict[str, Classifier] = {}
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def get(self, key: str, read: Callable[[], bytes]) -> Classifier:
         """The classifier of a checkpoint; `read` is called where it is not here yet."""
@@ -54,7 +53,7 @@ class LocalPool:
     def __init__(self, models: Callable[[str], bytes], n_threads: int, batch_size: int) -> None:
         torch.set_num_threads(n_threads)
         self._models = models
-        self._resident = Resident(batch_size)
+        self._resident = Resident(batch_size, "cuda" if torch.cuda.is_available() else "cpu")
         self._queue: deque[tuple[int, Task, Unit, str | None]] = deque()
 
     @property

@@ -17,13 +17,17 @@ from raybench.types import Unit
 # Two in flight for each worker: the next unit is there when the last one ends.
 _AHEAD = 2
 
+# How long actors may take to start (imports, a new node), and for the first of them at most.
+_START_SECONDS = 120.0
+_PATIENCE_SECONDS = 600.0
+
 
 class _Worker:
     """One actor. Plain tasks would load the model again each time (Ray ends GPU workers)."""
 
-    def __init__(self, n_threads: int, batch_size: int) -> None:
+    def __init__(self, n_threads: int, batch_size: int, device: str) -> None:
         torch.set_num_threads(n_threads)
-        self._resident = Resident(batch_size)
+        self._resident = Resident(batch_size, device)
 
     def pid(self) -> int:
         return os.getpid()
@@ -66,8 +70,9 @@ class RayPool:
             _Worker
         )
         self._models = models
-        self._workers = [actor.remote(cpus, batch_size) for _ in range(n_workers)]
-        self._load = [0] * n_workers
+        device = "cuda" if gpus > 0 else "cpu"
+        self._workers = _alive([actor.remote(cpus, batch_size, device) for _ in range(n_workers)])
+        self._load = [0] * len(self._workers)
         self._flying: dict[Any, tuple[int, int]] = {}
         self._checkpoints: dict[str, Any] = {}
 
@@ -117,3 +122,28 @@ class RayPool:
         for worker in self._workers:
             ray.kill(worker)
         self._workers, self._flying, self._checkpoints = [], {}, {}
+
+
+def _alive(workers: list[Any]) -> list[Any]:
+    """The actors that the cluster found room for; others may hold cores that it counts as its own.
+
+    Raises:
+        ExecutionError: not one could be started.
+    """
+    calls = {worker.pid.remote(): worker for worker in workers}
+    ready, missing = ray.wait(list(calls), num_returns=len(calls), timeout=_START_SECONDS)
+    if not ready:
+        ready, missing = ray.wait(list(calls), num_returns=1, timeout=_PATIENCE_SECONDS)
+    for call in missing:
+        ray.kill(calls[call])
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayError as error:
+        raise ExecutionError(f"a worker could not be started: {message(error)}") from error
+    if not ready:
+        raise ExecutionError(
+            f"none of {len(workers)} workers could be started within "
+            f"{_START_SECONDS + _PATIENCE_SECONDS:.0f} s: the cluster's cores or GPUs are taken; "
+            "wait until they are free, or lower execution.cpus_per_worker"
+        )
+    return [calls[call] for call in calls if call in set(ready)]

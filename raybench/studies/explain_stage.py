@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raybench.data.preprocess import resize_gray
-from raybench.executor import Job, Outcome, Pool, run_jobs
+from raybench.errors import RaybenchError
+from raybench.executor import Job, Outcome, Pool, message, run_jobs
 from raybench.explain import Explainer
 from raybench.studies.context import Context, progress_bar
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
@@ -75,7 +76,7 @@ def explain(
             return
         progress = _Progress(todo)
         writer = _Writer(context)
-        jobs = (_job(context, item, sizes) for item in todo)
+        jobs = _jobs(context, todo, sizes, writer)
         try:
             for outcome in run_jobs(jobs, pool, progress.unit):
                 assert isinstance(outcome.key, Item)
@@ -84,14 +85,22 @@ def explain(
         finally:
             writer.flush()
             progress.close()
+        for table in {item.table for item in everything}:
+            context.run.compact(table)
+        if writer.errors:
+            context.run.events.append(
+                "warning",
+                message=f"{len(writer.errors)} of {len(todo)} maps failed and are left out of the "
+                f"means (column error in scores.parquet), the first one: {writer.errors[0]}",
+            )
 
 
 def finished(context: Context, everything: Sequence[Item]) -> set[tuple[str, str]]:
-    """Table and image of every map that an earlier call made."""
+    """Table and image of every map that an earlier call made; what failed then is tried again."""
     done: set[tuple[str, str]] = set()
     for table in dict.fromkeys(item.table for item in everything):
-        for frame in context.run.iterate(table, ["image_id"]):
-            done |= {(table, image_id) for image_id in frame.image_id}
+        for frame in context.run.iterate(table, ["image_id", "error"]):
+            done |= {(table, image_id) for image_id in frame.image_id[frame.error.isna()]}
     return done
 
 
@@ -101,6 +110,19 @@ def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int
     if wanted == "predicted":
         return None
     return context.dataset.classes.index(record.label if wanted == "true" else wanted)
+
+
+def _jobs(
+    context: Context, todo: Sequence[Item], sizes: dict[str, tuple[int, int]], writer: _Writer
+) -> Iterator[Job]:
+    """A job for each item; an image that cannot be read any more is recorded for itself."""
+    for item in todo:
+        try:
+            job = _job(context, item, sizes)
+        except RaybenchError as error:
+            writer.add(Outcome(item, None, message(error), 0.0, 0))
+            continue
+        yield job
 
 
 def _job(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:
@@ -124,12 +146,15 @@ class _Writer:
 
     def __init__(self, context: Context) -> None:
         self._run = context.run
+        self.errors: list[str] = []
         self._rows: dict[str, list[dict[str, object]]] = {}
         self._seconds, self._count, self._since = 0.0, 0, time.perf_counter()
 
     def add(self, outcome: Outcome) -> None:
         item = outcome.key
         assert isinstance(item, Item)
+        if outcome.error is not None:
+            self.errors.append(f"{item.record.image_id}, {item.explainer.title}: {outcome.error}")
         row = to_row(
             item.record.image_id,
             item.record.split,
@@ -145,9 +170,10 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
-        for table, rows in self._rows.items():
+        while self._rows:  # each table leaves the buffer as it is written: no row is written twice
+            table, rows = self._rows.popitem()
             self._run.append(table, pd.DataFrame(rows))
-        self._rows, self._seconds, self._count = {}, 0.0, 0
+        self._seconds, self._count = 0.0, 0
         self._since = time.perf_counter()
 
 

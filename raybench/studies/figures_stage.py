@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from raybench.report.figures import (
 from raybench.report.infection_map import infection_map, superpixel_map
 from raybench.scoring.classification import confusion
 from raybench.studies.context import Context
-from raybench.tracking.maps import NO_TRIAL, superpixels_of, table_name, values_of
+from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
 from raybench.types import Gray
+
+_Maps = dict[tuple[str, str], Mapping[Hashable, Any]]
 
 
 def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd.DataFrame) -> None:
@@ -82,22 +84,23 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
     """Infection maps of some Test images by every explainer, the IoU of the `val` rule beneath."""
     wanted = context.explained["Test"]
     n = min(context.config.explain.panels, len(wanted))
+    records = [wanted[i * len(wanted) // n] for i in range(n)]
+    trial_id = str(trial["trial_id"])
+    maps = _rows(context, trial_id, [r.image_id for r in records])
     rows = []
-    for record in (wanted[i * len(wanted) // n] for i in range(n)):
+    for record in records:
         xray = context.dataset.load(record)
         image = context.config.preprocess.apply(xray)
         cells: list[PanelCell] = []
         for explainer in context.config.explain.explainers:
-            cells += _cells(
-                context, str(trial["trial_id"]), explainer, record.image_id, image, scores
-            )
+            cells += _cells(maps, trial_id, explainer, record.image_id, image, scores)
         name = record.image.rsplit("/", 1)[-1]
         rows.append(PanelRow(name, image, xray.lung_mask, xray.infection_mask, tuple(cells)))
     return explanation_panel(rows, f"{trial['backbone']} ({trial['trial_id']}), Test")
 
 
 def _cells(
-    context: Context,
+    maps: _Maps,
     trial_id: str,
     explainer: Explainer,
     image_id: str,
@@ -105,11 +108,10 @@ def _cells(
     scores: pd.DataFrame,
 ) -> list[PanelCell]:
     """One picture, and for LIME a second one of the superpixels for and against."""
-    owner = trial_id if explainer.uses_model else NO_TRIAL
-    row = _row(context, table_name(owner, explainer.title), image_id)
+    row = maps.get((explainer.title, image_id))
     has_regions = isinstance(explainer, Lime)
     plain = np.repeat(image[:, :, None], 3, axis=2)
-    if row is None or not pd.isna(row["error"]):
+    if row is None or not bool(pd.isna(row["error"])):
         cell = PanelCell(explainer.title, plain, note="no map")
         blank = PanelCell(f"{explainer.title} regions", plain)
         return [cell, blank] if has_regions else [cell]
@@ -125,12 +127,15 @@ def _cells(
     return cells
 
 
-def _row(context: Context, table: str, image_id: str) -> dict[str, Any] | None:
-    for frame in context.run.iterate(table):
-        hit = frame[frame.image_id == image_id]
-        if len(hit):
-            return dict(hit.iloc[0])
-    return None
+def _rows(context: Context, trial_id: str, image_ids: Sequence[str]) -> _Maps:
+    """The maps of some images by every explainer, by explainer and image."""
+    found: _Maps = {}
+    for explainer in context.config.explain.explainers:
+        table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
+        for row in last_rows(context.run, table):
+            if row["image_id"] in image_ids:
+                found[explainer.title, row["image_id"]] = row
+    return found
 
 
 def _iou(scores: pd.DataFrame, trial_id: str, explainer: str, image_id: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from raybench.explain import Explainer
 from raybench.scoring.binarise import binarise, choose_threshold
 from raybench.scoring.metrics import METRICS, localisation_scores
 from raybench.studies.context import Context, progress_bar
-from raybench.tracking.maps import NO_TRIAL, table_name, values_of
+from raybench.tracking.maps import NO_TRIAL, last_rows, table_name, values_of
 from raybench.types import Mask, Split, Values
 
 COLUMNS = (
@@ -29,6 +30,12 @@ COLUMNS = (
     "seconds",
     "n_forward",
     "error",
+)
+
+
+_MAP_COLUMNS = (
+    *("image_id", "split", "error", "seconds", "n_forward"),
+    *("height", "width", "values"),
 )
 
 
@@ -57,20 +64,28 @@ def score(context: Context, judged: pd.DataFrame, full: Sequence[str]) -> pd.Dat
     usable = judged[judged.has_checkpoint]
     rows: list[dict[str, Any]] = []
     explainers = context.config.explain.explainers
+    shared: dict[str, list[dict[str, Any]]] = {}
     with context.stage("scoring"):
         bar = progress_bar(len(usable) * len(explainers), "scoring", "table")
         for trial_id, backbone in zip(usable.trial_id, usable.backbone, strict=True):
             splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
             for explainer in explainers:
+                table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
+                found = shared.get(table)
+                if found is None:
+                    found = list(_score_table(context, table, explainer, truths))
+                    if not explainer.uses_model:  # the same for every trial
+                        shared[table] = found
                 of_trial = {"trial_id": trial_id, "backbone": backbone}
-                for row in _score_table(context, trial_id, explainer, splits, truths):
-                    answer = predicted.get((trial_id, row["image_id"]))
-                    rows.append(of_trial | row | {"predicted": answer})
+                for row in found:
+                    if row["split"] in splits:
+                        answer = predicted.get((trial_id, row["image_id"]))
+                        rows.append(of_trial | row | {"predicted": answer})
                 bar.update(1)
         bar.close()
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    context.run.write_parquet("scores.parquet", table)
-    return table
+    table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
+    context.run.write_parquet("scores.parquet", table_of_scores)
+    return table_of_scores
 
 
 def _truths(context: Context) -> dict[str, _Truth]:
@@ -90,35 +105,29 @@ def _predicted(context: Context) -> dict[tuple[str, str], str]:
 
 
 def _score_table(
-    context: Context,
-    trial_id: str,
-    explainer: Explainer,
-    splits: Sequence[Split],
-    truths: Mapping[str, _Truth],
+    context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
 ) -> Iterator[dict[str, Any]]:
-    table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
     rules = {"fixed": explainer.threshold}
     chosen = _val_threshold(context, table, explainer, truths)
     if chosen is not None:
         rules["val"] = chosen
-    for frame in context.run.iterate(table):
-        for row in frame.to_dict("records"):
-            truth = truths.get(row["image_id"])
-            if row["split"] not in splits or truth is None:
-                continue
-            for rule, threshold in rules.items():
-                yield {
-                    "image_id": row["image_id"],
-                    "split": row["split"],
-                    "label": truth.label,
-                    "explainer": explainer.title,
-                    "threshold_rule": rule,
-                    "threshold": threshold,
-                    "seconds": row["seconds"],
-                    "n_forward": row["n_forward"],
-                    "error": row["error"],
-                    **_score_one(row, explainer, threshold, truth),
-                }
+    for row in last_rows(context.run, table, _MAP_COLUMNS):
+        truth = truths.get(row["image_id"])
+        if truth is None:
+            continue
+        for rule, threshold in rules.items():
+            yield {
+                "image_id": row["image_id"],
+                "split": row["split"],
+                "label": truth.label,
+                "explainer": explainer.title,
+                "threshold_rule": rule,
+                "threshold": threshold,
+                "seconds": row["seconds"],
+                "n_forward": row["n_forward"],
+                "error": row["error"],
+                **_score_one(row, explainer, threshold, truth),
+            }
 
 
 def _score_one(
@@ -135,10 +144,11 @@ def _val_threshold(
     context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
 ) -> float | None:
     """The threshold that serves Val best; None where no Val image could be explained."""
-    if next(_val_maps(context, table, truths), None) is None:
+    first = next(_val_maps(context, table, truths), None)
+    if first is None:
         return None
-    # Three streams over the same parts, so that no more than one map is held at a time.
-    maps, masks, lungs = (_val_maps(context, table, truths) for _ in range(3))
+    # One stream, read in step by three: no more than a map or two are held at a time.
+    maps, masks, lungs = tee(_val_maps(context, table, truths), 3)
     clip = explainer.clip_to_lungs
     return choose_threshold(
         (values for values, _ in maps),
@@ -151,10 +161,9 @@ def _val_threshold(
 def _val_maps(
     context: Context, table: str, truths: Mapping[str, _Truth]
 ) -> Iterator[tuple[Values, _Truth]]:
-    for frame in context.run.iterate(table):
-        for row in frame.to_dict("records"):
-            if row["split"] == "Val" and pd.isna(row["error"]) and row["image_id"] in truths:
-                yield values_of(row), truths[row["image_id"]]
+    for row in last_rows(context.run, table, _MAP_COLUMNS):
+        if row["split"] == "Val" and pd.isna(row["error"]) and row["image_id"] in truths:
+            yield values_of(row), truths[row["image_id"]]
 
 
 def leaderboard(scores: pd.DataFrame, best: Sequence[str]) -> pd.DataFrame:

@@ -21,7 +21,8 @@ def show(run: RunFolder, console: Console) -> None:
         console.print(table)
     warnings = [e["message"] for e in run.events.read() if e["kind"] == "warning"]
     for message in dict.fromkeys(warnings):
-        console.print(f"Note: {message}", highlight=False, markup=False)
+        short = message if len(message) < 600 else f"{message[:600]}... (all in events.jsonl)"
+        console.print(f"Note: {short}", highlight=False, markup=False)
     console.print(f"\nEverything lies in {run.path}/", highlight=False, soft_wrap=True)
     for name, meaning in (
         ("leaderboard.csv", "the table above"),

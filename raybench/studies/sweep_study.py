@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 
 from raybench import __version__
 from raybench.config import SweepConfig
-from raybench.data.scan import check, check_infection, scan
-from raybench.errors import TrackingError
+from raybench.data.scan import Scan, check, check_infection, scan
+from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
+from raybench.explain import WholeLung
+from raybench.models.backbones import module_at
 from raybench.models.classifier import build
 from raybench.studies.context import Context, explained_images, progress_bar
 from raybench.studies.explain_stage import explain
@@ -61,41 +64,47 @@ def run_sweep(
         RaybenchError: what is wrong, before anything is computed where that can be told; work
             already done stays in the run folder.
     """
-    check(config.data.records(), config.data, SPLITS)
-    if config.tracking.uri is not None:
-        check_uri(config.tracking.uri)
-    run = RunFolder(config.run_folder)
-    with run:
+    with RunFolder(config.run_folder) as run:
         state = run.open(
-            config.model_dump(mode="json"), config.digest, options.resume, options.overwrite
+            config.model_dump(mode="json"),
+            config.digest,
+            options.resume,
+            options.overwrite,
+            defer=True,
         )
         if state == "finished":
             console.print(f"{config.name} is finished; this is its result.", highlight=False)
             show(run, console)
             return
         try:
-            context = _prepare(config, run, state)
+            found = _look(config, resume=state == "resumed")
+            start_ray()
         except BaseException:
-            if state == "new":
-                run.discard()
+            run.abandon()
             raise
-        start_ray()
-        _compute(context, resume=state == "resumed")
+        run.begin()
+        _compute(_context(config.located(), run, found), resume=state == "resumed")
         show(run, console)
 
 
-def _prepare(config: SweepConfig, run: RunFolder, state: str) -> Context:
-    """Look at every image, and make sure that the weights can be had."""
-    config = config.located()
+def _look(config: SweepConfig, resume: bool) -> Scan:
+    """Every check, before anything is written: data, tracking, targets, layers, weights."""
     dataset = config.data
-    total = len(dataset.records())
-    bar = progress_bar(total, "checking images", "image")
+    records = dataset.records()
+    check(records, dataset, SPLITS)
+    _check_tracking(config, resume)
+    _check_explainers(config)
+    explainers = config.explain.explainers
+    needs_lungs = config.preprocess.lung_masking or any(
+        e.clip_to_lungs or isinstance(e, WholeLung) for e in explainers
+    )
+    bar = progress_bar(len(records), "checking images", "image")
     try:
         found = scan(
             dataset,
             SPLITS,
             config.on_bad_image,
-            config.preprocess.lung_masking,
+            needs_lungs,
             progress=lambda done, _: bar.update(done - bar.n),
         )
     finally:
@@ -105,16 +114,68 @@ def _prepare(config: SweepConfig, run: RunFolder, state: str) -> Context:
     for recipe in config.backbones:
         if recipe.weights != "none":
             build(recipe.name, len(dataset.classes), recipe.weights)
-    kind = "sweep_started" if state == "new" else "sweep_resumed"
+    return found
+
+
+def _check_tracking(config: SweepConfig, resume: bool) -> None:
+    """A server that is away stops a new sweep, and only delays the figures of a resumed one."""
+    if config.tracking.uri is None:
+        return
+    try:
+        check_uri(config.tracking.uri)
+    except TrackingError as error:
+        if not resume:
+            raise
+        log.warning("%s", error)
+
+
+def _check_explainers(config: SweepConfig) -> None:
+    """Targets that are classes, layers that every backbone has."""
+    classes = config.data.classes
+    valid = ("predicted", "true", *classes)
+    wanted = {"explain.target": config.explain.target}
+    problems = []
+    for index, explainer in enumerate(config.explain.explainers):
+        path = f"explain.explainers.{index}"
+        if explainer.target is not None:
+            wanted[f"{path}.target"] = explainer.target
+        layer = getattr(explainer, "layer", None)
+        for recipe in config.backbones if layer else ():
+            with torch.device("meta"):
+                net = build(recipe.name, len(classes))
+            try:
+                module_at(net, str(layer))
+            except ModelError as error:
+                problems.append(f"{path}.layer: {recipe.name}: {error}")
+    for path, target in wanted.items():
+        if target not in valid:
+            problems.append(f"{path}: expected one of {', '.join(valid)}, found {target!r}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _context(config: SweepConfig, run: RunFolder, found: Scan) -> Context:
+    """Note what is started on which data, and choose the images that are explained."""
+    started = [e for e in run.events.read() if e["kind"] == "sweep_started"]
+    if started and started[0]["data_digest"] != found.digest:
+        raise DataError(
+            f"{run.path}: the images are not those that this sweep began with (digest "
+            f"{found.digest}, found then {started[0]['data_digest']}); put them back, or pass "
+            "--overwrite to start again"
+        )
     run.events.append(
-        kind, version=__version__, config_digest=config.digest, data_digest=found.digest
+        "sweep_resumed" if started else "sweep_started",
+        version=__version__,
+        config_digest=config.digest,
+        data_digest=found.digest,
     )
-    if found.bad and state == "new":
+    if found.bad and not started:
         run.events.append(
             "warning",
-            message=f"{len(found.bad)} of {total} images were left out (on_bad_image: skip): "
-            + "; ".join(found.bad[:10]),
+            message=f"{len(found.bad)} of {len(found.bad) + len(found.records)} images were left "
+            f"out (on_bad_image: skip): {'; '.join(found.bad)}",
         )
+    dataset = config.data
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}
     explained = explained_images(
         found.records, dataset.infection_class, limits, found.with_infection
@@ -158,6 +219,3 @@ def _pool(context: Context) -> Pool:
         return context.run.storage.read(f"checkpoints/{trial_id}.safetensors")
 
     return make_pool(context.config.execution, read)
-
-
-__all__ = ["Options", "TrackingError", "plan_sweep", "run_sweep"]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from raybench.errors import RaybenchError
+from raybench.executor import room_for
 from raybench.studies.context import Context, progress_bar
 from raybench.training.recipe import Recipe
 from raybench.training.space import hyperparameters
@@ -25,10 +26,20 @@ class _Listener:
         self._events = context.run.events
         config = context.config
         per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
-        self._bar = progress_bar(
-            per_backbone * config.search.trials_per_backbone, "training", "epoch"
-        )
         self._seen: dict[str, int] = {}
+        for event in self._events.read():  # of before an interruption
+            if event["kind"] == "epoch":
+                self._count(str(event["trial_id"]), int(event["epoch"]) + 1)
+        total = per_backbone * config.search.trials_per_backbone
+        self._bar = progress_bar(total, "training", "epoch")
+        self._bar.initial = self._bar.n = sum(self._seen.values())
+        self._n_images = len(context.of("Train"))
+
+    def _count(self, trial_id: str, n_epochs: int) -> int:
+        """Epochs of the trial that are new."""
+        before = self._seen.get(trial_id, 0)
+        self._seen[trial_id] = max(before, n_epochs)
+        return self._seen[trial_id] - before
 
     def trial_started(self, trial_id: str, recipe: Recipe) -> None:
         self._events.append(
@@ -40,13 +51,17 @@ class _Listener:
 
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
         self._events.append("epoch", trial_id=trial_id, backbone=recipe.name, **epoch)
-        before = self._seen.get(trial_id, 0)
-        self._seen[trial_id] = max(before, int(epoch["epoch"]) + 1)
-        self._bar.update(self._seen[trial_id] - before)
-        self._bar.set_postfix_str(f"{trial_id} {recipe.name} val {epoch['val_accuracy']:.3f}")
+        self._bar.set_postfix_str(
+            f"{trial_id} {recipe.name}, Val accuracy {epoch['val_accuracy']:.3f}, "
+            f"{self._n_images / max(epoch['seconds'], 1e-9):,.0f} images/s"
+        )
+        self._bar.update(self._count(trial_id, int(epoch["epoch"]) + 1))
 
-    def trial_ended(self, trial_id: str) -> None:
-        """The rows are written from Tune's results, when all trials are done."""
+    def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
+        done = self._seen.get(trial_id, 0) >= recipe.n_epochs
+        status = "failed" if failed else "finished" if done else "stopped"
+        self._events.append("trial_finished", trial_id=trial_id, status=status, error=None)
+        self._bar.update(self._count(trial_id, recipe.n_epochs))
 
     def close(self) -> None:
         self._bar.close()
@@ -76,11 +91,12 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
     )
+    gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
     listener = _Listener(context)
     with context.stage("training"):
         try:
             folder = Path(run.path) / "tune"
-            results = search(job, config.search, config.training, folder, listener, resume)
+            results = search(job, config.search, gpus, folder, listener, resume)
         finally:
             listener.close()
         if all(result.checkpoint is None for result in results):
@@ -111,7 +127,8 @@ def _keep(context: Context, results: list[TrialResult]) -> None:
             "error": result.error,
         }
         rows.append(row | hyperparameters(result.recipe))
-        run.events.append(
-            "trial_finished", trial_id=result.trial_id, status=result.status, error=result.error
-        )
+        if result.error:  # why it failed; that it did, its own end has said
+            run.events.append(
+                "trial_finished", trial_id=result.trial_id, status="failed", error=result.error
+            )
     run.append("trials", pd.DataFrame(rows))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from raybench.tracking.run_folder import RunFolder
 from raybench.types import AttributionMap, Values
 
 NO_TRIAL = "shared"
@@ -55,6 +56,28 @@ def to_row(
         row["superpixels"] = labels.tobytes()
         row["weights"] = np.ascontiguousarray(result.extras["weights"], dtype="<f8").tobytes()
     return row
+
+
+def last_rows(
+    run: RunFolder, table: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[Hashable, Any]]:
+    """The rows of a table, one at a time; of an image that was tried again, the last one.
+
+    Args:
+        columns: those wanted, `image_id` among them; None for all.
+    """
+    newest: dict[str, int] = {}
+    number = 0
+    for frame in run.iterate(table, ["image_id"]):
+        for image_id in frame.image_id:
+            newest[image_id] = number
+            number += 1
+    number = 0
+    for frame in run.iterate(table, columns):
+        for row in frame.to_dict("records"):
+            if newest[row["image_id"]] == number:
+                yield row
+            number += 1
 
 
 def values_of(row: Mapping[Any, Any]) -> Values:

@@ -27,6 +27,7 @@ _PART = re.compile(r"^(\d{8})-[0-9a-f]{8}(\.merged)?\.parquet$")
 _TABLE = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
 _REPLACES = b"raybench.replaces"
 _READ_ATTEMPTS = 10
+_ROWS_AT_ONCE = 32
 
 
 def parquet_bytes(frame: pd.DataFrame, where: str) -> bytes:
@@ -88,7 +89,7 @@ class Parts:
         return frame
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """The parts one after the other, so that a large table is never held whole.
+        """A few rows at a time, in the order of writing, so that a large table is never held whole.
 
         For the process that writes the table, or when none does: a part that another process
         merges away in the meantime is missed.
@@ -107,12 +108,16 @@ class Parts:
         for name in names:
             if name in replaced:
                 continue
-            try:
-                frame: pd.DataFrame = self._decode(name, columns).to_pandas()
-            except FileNotFoundError as error:
-                where = self._storage.path(self._folder)
-                raise StorageError(f"{where}: {name} vanished while being read") from error
-            yield frame
+            for start in range(0, (table := self._present(name, columns)).num_rows, _ROWS_AT_ONCE):
+                frame: pd.DataFrame = table.slice(start, _ROWS_AT_ONCE).to_pandas()
+                yield frame
+
+    def _present(self, name: str, columns: Sequence[str] | None) -> Any:
+        try:
+            return self._decode(name, columns)
+        except FileNotFoundError as error:
+            where = self._storage.path(self._folder)
+            raise StorageError(f"{where}: {name} vanished while being read") from error
 
     def compact(self) -> None:
         """Merge all parts into one. A kill at any moment neither loses nor doubles a row.

@@ -75,6 +75,7 @@ class RunFolder:
         self._config = StoredConfig(self.storage)
         self._parts: dict[str, Parts] = {}
         self._lock: int | None = None
+        self._pending: tuple[Mapping[str, Any], str] | None = None
 
     def __enter__(self) -> RunFolder:
         return self
@@ -83,7 +84,12 @@ class RunFolder:
         self.close()
 
     def open(
-        self, config: Mapping[str, Any], digest: str, resume: bool = False, overwrite: bool = False
+        self,
+        config: Mapping[str, Any],
+        digest: str,
+        resume: bool = False,
+        overwrite: bool = False,
+        defer: bool = False,
     ) -> State:
         """Take the folder for a sweep; it stays locked until `close` or the process's end.
 
@@ -92,6 +98,8 @@ class RunFolder:
             digest: names the configuration; two sweeps with one digest compute the same.
             resume: go on with an unfinished sweep of the same digest.
             overwrite: remove what raybench wrote and start again.
+            defer: write and remove nothing yet, until `begin` (every check has passed) or
+                `abandon`.
 
         Returns:
             "new", "resumed", or "finished" where there is nothing left to do.
@@ -106,25 +114,37 @@ class RunFolder:
         self._make()
         self._lock = lock.take(self.path / _LOCK)
         try:
-            return self._settle(config, digest, resume, overwrite)
+            state = self._decide(config, digest, resume, overwrite)
+            self._pending = (config, digest) if state == "new" else None
+            if not defer:
+                self.begin()
         except BaseException:
             self.close()
             raise
+        return state
+
+    def begin(self) -> None:
+        """Start what `open` decided: for a new sweep, remove the old one and store the settings."""
+        if self._pending is None:
+            return
+        if self._config.digest() is not None:
+            self._clear()
+        self._config.write(*self._pending)
+        self._pending = None
+
+    def abandon(self) -> None:
+        """Leave a folder opened with `defer` as it was found."""
+        if self._config.digest() is None:
+            self.storage.remove(_LOCK)  # before it is let go, or another sweep could lose its own
+        self.close()
+        if not self.storage.names():
+            self.path.rmdir()
 
     def close(self) -> None:
         """Let go of the folder. Closing twice does nothing."""
         if self._lock is not None:
             lock.release(self._lock)
             self._lock = None
-
-    def discard(self) -> None:
-        """Take back a folder in which nothing was computed yet, as if it had not been opened."""
-        self._clear()
-        self.storage.remove("config.yaml")
-        self.storage.remove(_LOCK)  # before it is let go, or another sweep could lose its own
-        self.close()
-        if not self.storage.names():
-            self.path.rmdir()
 
     def mark_finished(self) -> None:
         """Write `sweep_finished`: everything that the sweep asked for is there."""
@@ -273,14 +293,11 @@ class RunFolder:
                 f"output folder (--overwrite does not touch what raybench did not write)"
             )
 
-    def _settle(
+    def _decide(
         self, config: Mapping[str, Any], digest: str, resume: bool, overwrite: bool
     ) -> State:
         stored = self._config.digest()
         if stored is None or overwrite:
-            if stored is not None:
-                self._clear()
-            self._config.write(config, digest)
             return "new"
         if stored == _BEING_REMOVED:
             raise RunFolderError(

@@ -28,6 +28,7 @@ from raybench.training.batches import Images, augmenter, batches
 from raybench.training.recipe import Augment, Phase, Recipe
 
 BEST = "best.safetensors"
+STATE = "state.pt"
 
 
 class DivergedError(RaybenchError):
@@ -36,7 +37,11 @@ class DivergedError(RaybenchError):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1]."""
+    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
+
+    The training loss is the one that is minimised: with augmentation, and smoothed labels where the
+    recipe asks for them; the loss on Val is plain.
+    """
 
     epoch: int
     phase: int
@@ -68,12 +73,12 @@ class State:
         """Two files: `best.safetensors`, the checkpoint kept, and `state.pt`, all the rest."""
         (folder / BEST).write_bytes(self.best)
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "best"}
-        torch.save(rest, folder / "state.pt")
+        torch.save(rest, folder / STATE)
 
     @classmethod
     def read(cls, folder: Path) -> State:
         """The state that `write` left in the folder."""
-        rest = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        rest = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         return cls(**rest, best=(folder / BEST).read_bytes())
 
 

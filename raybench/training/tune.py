@@ -22,8 +22,8 @@ from ray.tune.search.optuna import OptunaSearch
 from raybench.data.preprocess import Preprocess
 from raybench.models.classifier import Card, build
 from raybench.training.batches import load_images
-from raybench.training.loop import BEST, Epoch, State, Trainer
-from raybench.training.recipe import Augment, Recipe, Search, Training
+from raybench.training.loop import BEST, STATE, Epoch, State, Trainer
+from raybench.training.recipe import Augment, Recipe, Search
 from raybench.training.space import SearchSpace, resolve
 from raybench.types import Dataset, XrayRecord
 
@@ -59,8 +59,6 @@ class TrialResult:
     trial_id: str
     recipe: Recipe
     status: str
-    val_accuracy: float
-    val_loss: float
     n_epochs: int
     error: str | None
     checkpoint: Path | None
@@ -75,8 +73,8 @@ class TrialListener(Protocol):
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
         """A trial finished an epoch; the fields are those of `loop.Epoch`."""
 
-    def trial_ended(self, trial_id: str) -> None:
-        """A trial is done, whichever way."""
+    def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
+        """A trial is done: trained, stopped by the scheduler, or failed."""
 
 
 def trial_name(drawn: Mapping[str, Any]) -> str:
@@ -89,6 +87,7 @@ def train_one(
     recipe: Recipe,
     report: Callable[[Epoch, State], None],
     state: State | None = None,
+    device: str = "cpu",
 ) -> State:
     """Train one resolved recipe in this process. Same recipe and seed, same figures.
 
@@ -98,7 +97,6 @@ def train_one(
     """
     torch.set_num_threads(job.n_threads)
     torch.manual_seed(job.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     net = build(recipe.name, len(job.dataset.classes), recipe.weights, float(recipe.dropout))
     card = Card(
         backbone=recipe.name,
@@ -121,10 +119,12 @@ def _trial(drawn: dict[str, Any], job: TrialJob) -> None:
 
     state = None
     saved = tune.get_checkpoint()
-    if saved is not None:
-        with saved.as_directory() as folder:
-            state = State.read(Path(folder))
-    train_one(job, resolve(job.recipes, drawn), report, state)
+    if saved is not None and (Path(saved.path) / STATE).exists():
+        # A kill can leave Tune with the name of a checkpoint that it had already replaced; from
+        # the start again the trial gives the same figures.
+        state = State.read(Path(saved.path))
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    train_one(job, resolve(job.recipes, drawn), report, state, device)
 
 
 _listener: TrialListener | None = None
@@ -159,10 +159,12 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(lambda to: to.trial_ended(trial_name(trial.config)))
+        recipe = resolve(self._recipes, trial.config)
+        self._tell(lambda to: to.trial_ended(trial_name(trial.config), recipe, failed=False))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(lambda to: to.trial_ended(trial_name(trial.config)))
+        recipe = resolve(self._recipes, trial.config)
+        self._tell(lambda to: to.trial_ended(trial_name(trial.config), recipe, failed=True))
 
 
 class AshaPerBackbone(FIFOScheduler):  # type: ignore[misc]
@@ -204,7 +206,7 @@ class AshaPerBackbone(FIFOScheduler):  # type: ignore[misc]
 def search(
     job: TrialJob,
     settings: Search,
-    training: Training,
+    gpus: float,
     folder: Path,
     listener: TrialListener,
     resume: bool,
@@ -212,6 +214,7 @@ def search(
     """Run all trials, or go on with those that an interrupted driver left in `folder`.
 
     Args:
+        gpus: GPUs of each trial; the caller made sure that one fits.
         folder: where Tune keeps its state and the trials' checkpoints; local.
         resume: restore what is in the folder. Finished trials are kept as they are, others go on
             from their last epoch, and the Optuna study continues.
@@ -225,26 +228,20 @@ def search(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
-    trainable = tune.with_resources(tune.with_parameters(_trial, job=job), _resources(training))
+    resources = {"cpu": float(job.n_threads), "gpu": gpus}
+    trainable = tune.with_resources(tune.with_parameters(_trial, job=job), resources)
     global _listener
     _listener = listener
     if resume and tune.Tuner.can_restore(str(folder)):
         tuner = tune.Tuner.restore(
             str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
         )
+        if len(tuner.get_results()) == 0:
+            log.warning("Tune's record of the trials could not be read: they are trained anew")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         tuner = _new_tuner(trainable, job, settings, folder)
     return sorted((_result(job, r) for r in tuner.fit()), key=lambda r: r.trial_id)
-
-
-def _resources(training: Training) -> dict[str, float]:
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    gpus = training.gpus_per_trial
-    return {
-        "cpu": training.cpus_per_trial,
-        "gpu": (1.0 if has_gpu else 0.0) if gpus is None else gpus,
-    }
 
 
 def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
@@ -278,7 +275,7 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
             storage_path=str(folder.parent),
             verbose=0,
             callbacks=[_Relay(job.recipes)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
@@ -297,8 +294,6 @@ def _result(job: TrialJob, result: Any) -> TrialResult:
         trial_id=trial_name(result.config),
         recipe=recipe,
         status="failed" if error else status,
-        val_accuracy=float(figures.get(SCORE, float("nan"))),
-        val_loss=float(figures.get("best_val_loss", float("nan"))),
         n_epochs=n_epochs,
         error=error.strip() if error else None,
         checkpoint=checkpoint,

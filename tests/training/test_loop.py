@@ -123,6 +123,22 @@ def test_the_same_recipe_and_seed_give_the_same_bits(
     assert figures(other[0]) != figures(first[0])
 
 
+def test_each_epoch_has_an_order_and_changes_of_its_own(
+    data: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[list[int]] = []
+
+    def recorded(
+        images: Images, batch_size: int, generator: torch.Generator
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        orders.append(torch.randperm(13, generator=generator).tolist())
+        return [(images.pixels, images.labels)]
+
+    monkeypatch.setattr("raybench.training.loop.batches", recorded)
+    run(trainer(recipe()), data)
+    assert len({tuple(order) for order in orders}) == len(orders) == 5
+
+
 class _Interrupted(Exception):
     """Stands for a machine that goes away."""
 
@@ -251,13 +267,19 @@ def test_a_plateau_lowers_the_rate_and_each_phase_starts_anew(
 
 
 @pytest.mark.parametrize(
-    "phases", [[{"epochs": 3, "lr": 1e6}], [{"epochs": 1, "lr": 1e30}]], ids=["1e6", "last epoch"]
+    ("batch_size", "epochs", "lr"), [(4, 3, 1e6), (13, 1, 1e30)], ids=["train", "only Val shows it"]
 )
 def test_a_loss_that_is_no_number_stops_the_trial(
-    phases: list[dict[str, Any]], data: tuple[Images, Images]
+    batch_size: int, epochs: int, lr: float, data: tuple[Images, Images]
 ) -> None:
+    settings = recipe(
+        "test_efficientnet",
+        optimizer="sgd",
+        batch_size=batch_size,
+        phases=[{"epochs": epochs, "lr": lr}],
+    )
     with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch \d; lower the"):
-        run(trainer(recipe("test_efficientnet", optimizer="sgd", phases=phases)), data)
+        run(trainer(settings), data)
 
 
 def test_a_nan_in_the_weights_stops_the_trial(data: tuple[Images, Images]) -> None:
