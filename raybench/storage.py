@@ -6,6 +6,7 @@ flushed to the disk and renamed; object stores show an object only once it is co
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from collections.abc import Iterator
@@ -112,7 +113,9 @@ class Storage:
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
         if self.exists(name):
-            self._fs().rm(self.path(name), recursive=True)
+            path = self.path(name)
+            # fsspec reads brackets in an object's name as a pattern, locally it does not.
+            self._fs().rm(path if self.is_local else glob.escape(path), recursive=True)
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """The names of all files below `folder`, relative to the root, sorted."""

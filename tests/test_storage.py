@@ -178,9 +178,6 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 def test_removing_a_name_with_brackets_spares_the_others(
     storage: Storage, request: pytest.FixtureRequest
 ) -> None:
-    if not storage.is_local:
-        reason = "fsspec's rm takes a bucket's name for a pattern; glob.escape would mend it"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     for name in ("a[1].txt", "a1.txt", "b*.txt", "bc.txt"):
         storage.write(name, b"x")
     storage.remove("a[1].txt")

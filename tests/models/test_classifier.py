@@ -1,6 +1,6 @@
 """The classifier: checkpoints, weights from files, and prediction against plain torch.
 
-About 8 seconds; half of it is one start of Python for the hub without a network.
+About 3 seconds.
 """
 
 from __future__ import annotations
