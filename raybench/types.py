@@ -29,7 +29,8 @@ Arrays = dict[str, NDArray[Any]]
 class XrayRecord:
     """Where one X-ray and its masks lie. Paths are relative to the data set's root.
 
-    `patient` stays inside the program: it decides splits and groups, and is never written out.
+    `patient` stays inside the program: it is checked (nobody in two splits) and never
+    written out.
     """
 
     image_id: str

@@ -74,7 +74,10 @@ class CentrePrior(_Reference):
 
 
 class RandomSuperpixels(_Reference):
-    """LIME's superpixels with weights drawn from a uniform distribution on [0, 1]."""
+    """Quickshift superpixels of the image itself, weights drawn uniformly from [0, 1].
+
+    LIME's own superpixels only where it works at the image's resolution too.
+    """
 
     name: Literal["random_superpixels"] = "random_superpixels"
     seed: int = Field(0, ge=0, description="of the weights, together with the image's name")

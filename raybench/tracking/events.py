@@ -2,10 +2,10 @@
 
 Kinds that the studies write, with their fields beside `time` and `kind`:
 
-- `sweep_started`: version, config_digest
+- `sweep_started`, `sweep_resumed`: version, config_digest, data_digest
 - `trial_started`: trial_id, backbone, hyperparameters (flat name to value)
-- `epoch`: trial_id, backbone, epoch (0-based, counted over all phases), phase, lr, train_loss,
-  train_accuracy, val_loss, val_accuracy, seconds
+- `epoch`: trial_id, backbone, epoch (0-based, counted over all phases), phase, unfreeze, lr,
+  train_loss, train_accuracy, val_loss, val_accuracy, seconds
 - `trial_finished`: trial_id, status (`finished`, `stopped` or `failed`), error
 - `stage_started`: stage; `stage_finished`: stage, seconds and counts
 - `warning`: message
