@@ -183,7 +183,9 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
     process = _start(study, tmp_path, "--resume")
     first_lime = run / "parts"
     _kill_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
-    kept = {p: p.read_bytes() for p in first_lime.rglob("maps_*/*.parquet")}
+    folder = RunFolder(str(run))
+    tables = [p.name for p in first_lime.glob("maps_*")]
+    kept = {t: folder.read(t)[["image_id", "seconds"]] for t in tables}
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
     _finish(_start(study, tmp_path, "--resume"))
 
@@ -194,10 +196,12 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
     repeated = epochs[epochs.duplicated(["trial_id", "epoch"])][["trial_id", "epoch"]]
     assert noted.merge(repeated).empty
     assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()} == checkpoints
-    assert all(p.read_bytes() == data for p, data in kept.items())
     folder = RunFolder(str(run))
     for table in (run / "parts").glob("maps_*"):
-        assert not folder.read(table.name).image_id.duplicated().any(), table.name
+        now = folder.read(table.name)
+        assert not now.image_id.duplicated().any(), table.name
+        if table.name in kept:  # a map made anew would have taken another time
+            assert len(kept[table.name].merge(now)) == len(kept[table.name]), table.name
     _same_results(whole, run)
 
 
