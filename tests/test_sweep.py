@@ -179,7 +179,6 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
     run = tmp_path / "tiny"
     process = _start(study, tmp_path)
     _kill_when(process, lambda: any(e["trial_id"] == "t0001" for e in _events(run, "epoch")))
-    killed = time.time()
     process = _start(study, tmp_path, "--resume")
     first_lime = run / "parts"
     _kill_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
@@ -191,10 +190,7 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
 
     epochs = pd.DataFrame(_events(run, "epoch"))
     assert (epochs.groupby("trial_id").epoch.nunique() == 3).all()
-    # Tune notes what is done once a second; what ended before that is not trained again
-    noted = epochs[epochs.time < killed - 2][["trial_id", "epoch"]].drop_duplicates()
-    repeated = epochs[epochs.duplicated(["trial_id", "epoch"])][["trial_id", "epoch"]]
-    assert noted.merge(repeated).empty
+    assert not epochs.duplicated(["trial_id", "epoch"]).any()
     assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()} == checkpoints
     folder = RunFolder(str(run))
     for table in (run / "parts").glob("maps_*"):

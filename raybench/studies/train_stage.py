@@ -27,8 +27,10 @@ class _Listener:
         config = context.config
         per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
         self._seen: dict[str, int] = {}
+        self._last: dict[str, Mapping[str, Any]] = {}
         for event in self._events.read():  # of before an interruption
             if event["kind"] == "epoch":
+                self._last[str(event["trial_id"])] = event
                 self._count(str(event["trial_id"]), int(event["epoch"]) + 1)
         total = per_backbone * config.search.trials_per_backbone
         self._bar = progress_bar(total, "training", "epoch")
@@ -50,6 +52,10 @@ class _Listener:
         )
 
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
+        last = self._last.get(trial_id, {})
+        if all(last.get(name) == value for name, value in epoch.items()):
+            return  # a trial that goes on says once more where it stood
+        self._last[trial_id] = epoch
         self._events.append("epoch", trial_id=trial_id, backbone=recipe.name, **epoch)
         self._bar.set_postfix_str(
             f"{trial_id} {recipe.name}, Val accuracy {epoch['val_accuracy']:.3f}, "

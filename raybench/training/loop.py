@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,60 +25,10 @@ from raybench.models.backbones import backbone, trainable
 from raybench.models.classifier import Card, save_checkpoint
 from raybench.training.batches import Images, augmenter, batches
 from raybench.training.recipe import Augment, Phase, Recipe
-
-BEST = "best.safetensors"
-STATE = "state.pt"
-
+from raybench.training.state import Epoch, State, digest
 
 class DivergedError(RaybenchError):
     """The loss is no longer a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
-
-    The training loss is the one that is minimised: with augmentation, and smoothed labels where the
-    recipe asks for them; the loss on Val is plain.
-    """
-
-    epoch: int
-    phase: int
-    unfreeze: str
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    seconds: float
-
-
-@dataclass(slots=True)
-class State:
-    """All that the loop needs to go on after an epoch.
-
-    `net` and `optimizer` are the loop's own tensors, which the next epoch changes: write them.
-    """
-
-    next_epoch: int
-    net: dict[str, Any]
-    optimizer: dict[str, Any]
-    plateau: dict[str, Any] | None
-    best_accuracy: float
-    best_loss: float
-    best: bytes
-
-    def write(self, folder: Path) -> None:
-        """Two files: `best.safetensors`, the checkpoint kept, and `state.pt`, all the rest."""
-        (folder / BEST).write_bytes(self.best)
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "best"}
-        torch.save(rest, folder / STATE)
-
-    @classmethod
-    def read(cls, folder: Path) -> State:
-        """The state that `write` left in the folder."""
-        rest = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-        return cls(**rest, best=(folder / BEST).read_bytes())
 
 
 class Trainer:
@@ -273,7 +222,8 @@ class Trainer:
             assert before is not None
             best, best_accuracy, best_loss = before.best, before.best_accuracy, before.best_loss
         return State(
-            next_epoch=result.epoch + 1,
+            recipe=digest(self.recipe),
+            epoch=result,
             net=self.net.state_dict(),
             optimizer=optimizer.state_dict(),
             plateau=dict(plateau.state_dict()) if plateau else None,

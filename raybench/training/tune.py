@@ -22,9 +22,10 @@ from ray.tune.search.optuna import OptunaSearch
 from raybench.data.preprocess import Preprocess
 from raybench.models.classifier import Card, build
 from raybench.training.batches import load_images
-from raybench.training.loop import BEST, STATE, Epoch, State, Trainer
+from raybench.training.loop import Trainer
 from raybench.training.recipe import Augment, Recipe, Search
 from raybench.training.space import SearchSpace, resolve
+from raybench.training.state import BEST, Epoch, State, newest
 from raybench.types import Dataset, XrayRecord
 
 log = logging.getLogger(__name__)
@@ -110,21 +111,25 @@ def train_one(
     return trainer.fit(train, val, report, state)
 
 
-def _trial(drawn: dict[str, Any], job: TrialJob) -> None:
+def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path) -> None:
     def report(epoch: Epoch, state: State) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            state.write(Path(folder))
-            figures = asdict(epoch) | {SCORE: state.best_accuracy, "best_val_loss": state.best_loss}
-            tune.report(figures, checkpoint=tune.Checkpoint.from_directory(folder))
+        with tempfile.TemporaryDirectory() as at:
+            state.write(Path(at))
+            figures = asdict(epoch) | {
+                SCORE: state.best_accuracy,
+                "best_val_loss": state.best_loss,
+                "n_epochs": state.next_epoch,
+            }
+            tune.report(figures, checkpoint=tune.Checkpoint.from_directory(at))
 
-    state = None
-    saved = tune.get_checkpoint()
-    if saved is not None and (Path(saved.path) / STATE).exists():
-        # A kill can leave Tune with the name of a checkpoint that it had already replaced; from
-        # the start again the trial gives the same figures.
-        state = State.read(Path(saved.path))
+    recipe = resolve(job.recipes, drawn)
+    state = newest(folder / trial_name(drawn), recipe)
+    if state is not None:
+        report(state.epoch, state)  # Tune may not have heard of it before the interruption
+        if state.next_epoch >= recipe.n_epochs:
+            return
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    train_one(job, resolve(job.recipes, drawn), report, state, device)
+    train_one(job, recipe, report, state, device)
 
 
 _listener: TrialListener | None = None
@@ -178,6 +183,7 @@ class AshaPerBackbone(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._asha = {
             r.name: ASHAScheduler(
+                time_attr="n_epochs",
                 metric=SCORE,
                 mode="max",
                 max_t=r.n_epochs,
@@ -229,7 +235,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
     resources = {"cpu": float(job.n_threads), "gpu": gpus}
-    trainable = tune.with_resources(tune.with_parameters(_trial, job=job), resources)
+    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, folder=folder), resources)
     global _listener
     _listener = listener
     if resume and tune.Tuner.can_restore(str(folder)):
@@ -284,7 +290,7 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
 def _result(job: TrialJob, result: Any) -> TrialResult:
     recipe = resolve(job.recipes, result.config)
     figures = result.metrics or {}
-    n_epochs = int(figures.get("epoch", -1)) + 1
+    n_epochs = int(figures.get("n_epochs", 0))
     error = None
     if result.error is not None:
         error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")

@@ -18,8 +18,9 @@ from raybench.data.preprocess import Preprocess
 from raybench.models.backbones import backbone, trainable
 from raybench.models.classifier import Card, build, load_checkpoint
 from raybench.training.batches import Images, load_images
-from raybench.training.loop import DivergedError, Epoch, State, Trainer
+from raybench.training.loop import DivergedError, Trainer
 from raybench.training.recipe import Augment, Recipe
+from raybench.training.state import Epoch, State, newest
 
 Weights = dict[str, torch.Tensor]
 AUGMENT = Augment()
@@ -205,6 +206,38 @@ def test_a_finished_state_has_nothing_left_to_do(
     assert epochs == []
     assert again.best == state.best
     assert moved(after[-1], weights(subject.net)) == set()
+
+
+def test_the_newest_whole_state_of_the_same_recipe_is_found(
+    data: tuple[Images, Images], tmp_path: Path
+) -> None:
+    settings = recipe(phases=[{"unfreeze": "full", "epochs": 3, "lr": 1e-3}])
+    other = recipe(phases=[{"unfreeze": "full", "epochs": 3, "lr": 2e-3}])
+    assert newest(tmp_path, settings) is None
+
+    def report(epoch: Epoch, state: State) -> None:
+        folder = tmp_path / f"checkpoint_{epoch.epoch:06d}"
+        folder.mkdir()
+        state.write(folder)
+
+    trainer(settings).fit(*data, report)
+
+    def found() -> int | None:
+        state = newest(tmp_path, settings)
+        return None if state is None else state.epoch.epoch
+
+    assert found() == 2
+    assert newest(tmp_path, other) is None
+    best = tmp_path / "checkpoint_000002" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    assert found() == 1
+    state = tmp_path / "checkpoint_000001" / "state.pt"
+    whole = state.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        state.write_bytes(whole[:cut])
+        assert found() == 0, cut
+    (tmp_path / "checkpoint_000000" / "state.pt").unlink()
+    assert found() is None
 
 
 def test_the_checkpoint_kept_is_that_of_the_best_epoch(

@@ -1,0 +1,116 @@
+"""What a trial leaves behind after each epoch, and how it is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raybench.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+BEST = "best.safetensors"
+_STATE = "state.pt"
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
+_UNREADABLE += (pickle.UnpicklingError,)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
+
+    The training loss is the one that is minimised: with augmentation, and smoothed labels where the
+    recipe asks for them; the loss on Val is plain.
+    """
+
+    epoch: int
+    phase: int
+    unfreeze: str
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+def digest(recipe: Recipe) -> str:
+    """Names a resolved recipe: a state of another one is of no use to it."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class State:
+    """All that the loop needs to go on after an epoch.
+
+    `net` and `optimizer` are the loop's own tensors, which the next epoch changes: write them.
+
+    Attributes:
+        recipe: digest of the recipe it belongs to.
+        epoch: figures of the epoch it stands after.
+        best: the checkpoint kept so far, as safetensors.
+    """
+
+    recipe: str
+    epoch: Epoch
+    net: dict[str, Any]
+    optimizer: dict[str, Any]
+    plateau: dict[str, Any] | None
+    best_accuracy: float
+    best_loss: float
+    best: bytes
+
+    @property
+    def next_epoch(self) -> int:
+        """Number of the epoch to be trained next."""
+        return self.epoch.epoch + 1
+
+    def write(self, folder: Path) -> None:
+        """Two files: `best.safetensors`, the checkpoint kept, and `state.pt`, all the rest."""
+        (folder / BEST).write_bytes(self.best)
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "best"}
+        rest["epoch"] = asdict(self.epoch)
+        rest["best_digest"] = hashlib.sha256(self.best).hexdigest()
+        torch.save(rest, folder / _STATE)
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """The state that `write` left in the folder.
+
+        Raises:
+            OSError, RuntimeError, ValueError, ...: there is none, or not a whole one.
+        """
+        rest = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
+        best = (folder / BEST).read_bytes()
+        if hashlib.sha256(best).hexdigest() != rest.pop("best_digest"):
+            raise ValueError(f"{folder / BEST} is not the file that was written")
+        return cls(**rest | {"epoch": Epoch(**rest["epoch"])}, best=best)
+
+
+def newest(folder: Path, recipe: Recipe) -> State | None:
+    """The furthest state of a recipe among a trial's checkpoints; None where there is none.
+
+    Tune notes its trials about once a second, and after a kill names a checkpoint that can be
+    older than what lies on disk, or removed by then. The files themselves are asked instead. A kill
+    can leave one half-written, and with trials side by side another trial may have had this
+    one's number before: neither counts.
+
+    Args:
+        folder: of the trial, with a folder `checkpoint_*` for each one kept.
+    """
+    wanted = digest(recipe)
+    for path in sorted(folder.glob("checkpoint_*"), reverse=True):
+        try:
+            state = State.read(path)
+        except _UNREADABLE as error:
+            log.info("%s is not a whole checkpoint: %s", path.name, error)
+            continue
+        if state.recipe == wanted:
+            return state
+    return None
