@@ -35,26 +35,35 @@ class Execution(Settings):
     cpus: int | None = Field(
         None, ge=1, description="cores of a Ray that is started here; null: all of the machine"
     )
+    store: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of the models' answers, which sweeps can share so that none is asked "
+        "twice; null: `answers` in the output folder",
+    )
     object_store_mb: int = Field(
         512, ge=80, description="memory of the object store of a Ray that is started here, MiB"
     )
 
 
-def make_pool(settings: Execution, models: Callable[[str], bytes]) -> Pool:
+def make_pool(
+    settings: Execution, models: Callable[[str], bytes], store: str | None = None
+) -> Pool:
     """The pool that the settings ask for.
 
     Args:
         models: reads a checkpoint by its key.
+        store: folder where answers are kept; None: nothing is.
 
     Raises:
         ExecutionError: the cluster has no room for a single worker.
     """
     if settings.mode == "local":
         batch = settings.batch_size or (64 if torch.cuda.is_available() else 16)
-        return LocalPool(models, settings.cpus_per_worker, batch)
+        return LocalPool(models, settings.cpus_per_worker, batch, store)
     from raybench.executor.over_ray import RayPool
 
     gpus, n_workers = room_for(settings.cpus_per_worker, settings.gpus_per_worker)
     batch = settings.batch_size or (64 if gpus else 16)
     workers = min(settings.workers or n_workers, n_workers)
-    return RayPool(models, workers, settings.cpus_per_worker, gpus, batch)
+    return RayPool(models, workers, settings.cpus_per_worker, gpus, batch, store)

@@ -65,12 +65,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a unit."""
+    """What became of a unit; `n_forward` passes were made, fewer than planned where some of its
+    answers were kept from before."""
 
     ticket: int
     arrays: Arrays | None
     error: str | None
     seconds: float
+    n_forward: int = 0
 
 
 class Pool(Protocol):
@@ -108,7 +110,9 @@ def message(error: BaseException) -> str:
 
 
 class _Loop:
-    def __init__(self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None]) -> None:
+    def __init__(
+        self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit, int], None]
+    ) -> None:
         self._jobs = enumerate(jobs)
         self._pool, self._on_unit = pool, on_unit
         self._ready: list[tuple[int, int, Unit]] = []
@@ -156,8 +160,8 @@ class _Loop:
             opened.n_waiting -= self._forget(number)
         else:
             opened.done[unit.name] = answer.arrays
-            opened.n_forward += unit.n_forward
-            self._on_unit(unit)
+            opened.n_forward += answer.n_forward
+            self._on_unit(unit, answer.n_forward)
         if opened.n_waiting == 0:
             yield from self._advance(opened)
 
@@ -187,14 +191,16 @@ class _Loop:
 
 
 def run_jobs(
-    jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None] = lambda unit: None
+    jobs: Iterable[Job],
+    pool: Pool,
+    on_unit: Callable[[Unit, int], None] = lambda unit, n_forward: None,
 ) -> Iterator[Outcome]:
     """Do all jobs and yield an outcome for each as it ends.
 
     Args:
         jobs: read lazily, a few ahead of what is in flight.
         pool: where units run; it stays open.
-        on_unit: called after each unit that succeeded, for counting.
+        on_unit: called after each unit that succeeded, with the forward passes made for it.
 
     Raises:
         ExecutionError: the pool cannot go on (not: a job failed, which its outcome says).

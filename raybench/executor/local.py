@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from raybench.answers import AnswerStore
 from raybench.executor.jobs import Answer, Task, message
 from raybench.models.classifier import Classifier
 from raybench.types import Unit
@@ -31,14 +32,21 @@ class Resident:
         return found
 
 
-def do_unit(ticket: int, task: Task, unit: Unit, classifier: Classifier | None) -> Answer:
+def do_unit(
+    ticket: int, task: Task, unit: Unit, classifier: Classifier | None, store: AnswerStore | None
+) -> Answer:
     """One unit; an error becomes an answer, so that it sinks nothing else."""
     started = time.perf_counter()
+    arrays, error, n_forward = None, None, 0
     try:
-        arrays, error = task.run(unit, classifier), None
+        if store is None:
+            arrays, n_forward = task.run(unit, classifier), unit.n_forward
+        else:
+            identity = None if classifier is None else classifier.identity
+            arrays, n_forward = store.answer(unit, identity, lambda: task.run(unit, classifier))
     except Exception as problem:  # recorded for this image; the others go on
-        arrays, error = None, message(problem)
-    return Answer(ticket, arrays, error, time.perf_counter() - started)
+        error = message(problem)
+    return Answer(ticket, arrays, error, time.perf_counter() - started, n_forward)
 
 
 class LocalPool:
@@ -48,9 +56,17 @@ class LocalPool:
         models: reads a checkpoint by its key.
         n_threads: threads of torch; the same number gives the same bits as a Ray worker.
         batch_size: images a forward pass.
+        store: folder where answers are kept; None: nothing is.
     """
 
-    def __init__(self, models: Callable[[str], bytes], n_threads: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        models: Callable[[str], bytes],
+        n_threads: int,
+        batch_size: int,
+        store: str | None = None,
+    ) -> None:
+        self._store = None if store is None else AnswerStore(store)
         torch.set_num_threads(n_threads)
         self._models = models
         self._resident = Resident(batch_size, "cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +92,7 @@ class LocalPool:
             )
         except Exception as problem:  # a checkpoint that does not load fails its own images only
             return Answer(ticket, None, message(problem), 0.0)
-        return do_unit(ticket, task, unit, classifier)
+        return do_unit(ticket, task, unit, classifier, self._store)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from raybench.answers import AnswerStore
 from raybench.errors import ExecutionError
 from raybench.executor.jobs import Answer, Task, message
 from raybench.executor.local import Resident, do_unit
@@ -25,7 +26,8 @@ _PATIENCE_SECONDS = 600.0
 class _Worker:
     """One actor. Plain tasks would load the model again each time (Ray ends GPU workers)."""
 
-    def __init__(self, n_threads: int, batch_size: int, device: str) -> None:
+    def __init__(self, n_threads: int, batch_size: int, device: str, store: str | None) -> None:
+        self._store = None if store is None else AnswerStore(store)
         torch.set_num_threads(n_threads)
         self._resident = Resident(batch_size, device)
 
@@ -43,7 +45,7 @@ class _Worker:
             )
         except Exception as problem:  # a checkpoint that does not load fails its own images only
             return Answer(ticket, None, message(problem), 0.0)
-        return do_unit(ticket, task, unit, classifier)
+        return do_unit(ticket, task, unit, classifier, self._store)
 
 
 class RayPool:
@@ -56,6 +58,7 @@ class RayPool:
         n_workers: actors.
         cpus, gpus: what each holds; `cpus` is also its number of threads.
         batch_size: images a forward pass.
+        store: folder that all workers see, where answers are kept; None: nothing is.
     """
 
     def __init__(
@@ -65,13 +68,16 @@ class RayPool:
         cpus: int,
         gpus: float,
         batch_size: int,
+        store: str | None = None,
     ) -> None:
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=3)(
             _Worker
         )
         self._models = models
         device = "cuda" if gpus > 0 else "cpu"
-        self._workers = _alive([actor.remote(cpus, batch_size, device) for _ in range(n_workers)])
+        self._workers = _alive(
+            [actor.remote(cpus, batch_size, device, store) for _ in range(n_workers)]
+        )
         self._load = [0] * len(self._workers)
         self._flying: dict[Any, tuple[int, int]] = {}
         self._checkpoints: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import nn
 
+from raybench.answers import AnswerStore
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
@@ -85,6 +86,7 @@ class Explainer(Settings):
         image: NDArray[np.uint8],
         target: int | None = None,
         lung_mask: Mask | None = None,
+        store: AnswerStore | None = None,
     ) -> AttributionMap:
         """Explain one image in this process.
 
@@ -95,9 +97,12 @@ class Explainer(Settings):
             image: uint8 `[H, W]`, the X-ray as the model is to see it (lung-masked or not).
             target: index of the class to explain; None for the predicted one.
             lung_mask: bool `[H, W]`, for the references that need it.
+            store: where answers are looked up before the model is asked, and kept; only those of
+                a `Classifier` that was loaded from a checkpoint, for others have no name.
 
         Returns:
-            The map at the image's own resolution; `extras["seconds"]` says how long it took.
+            The map at the image's own resolution; `extras["seconds"]` says how long it took and
+            `extras["n_asked"]` how many forward passes were made now.
 
         Raises:
             ExplainError: the image is not uint8 `[H, W]`, the lung mask is not bool of the same
@@ -114,12 +119,22 @@ class Explainer(Settings):
         grid = resize_gray(image, classifier.input_size) if self.uses_model else image
         subject = Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
         done: dict[str, Arrays] = {}
-        started = time.perf_counter()
+        started, n_asked = time.perf_counter(), 0
         while units := self.plan(subject, done):
-            done |= {unit.name: self.run(unit, classifier) for unit in units}
+            for unit in units:
+                done[unit.name], n_forward = self._answer(unit, classifier, store)
+                n_asked += n_forward
         result = self.merge(subject, done)
-        extras = {**result.extras, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        extras = {**result.extras, "seconds": seconds, "n_asked": n_asked}
         return AttributionMap(result.values, result.target, result.n_forward, extras)
+
+    def _answer(
+        self, unit: Unit, classifier: Classifier, store: AnswerStore | None
+    ) -> tuple[Arrays, int]:
+        if store is None:
+            return self.run(unit, classifier), unit.n_forward
+        return store.answer(unit, classifier.identity, lambda: self.run(unit, classifier))
 
 
 def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Sequence
@@ -220,6 +221,7 @@ class Classifier:
         self.input_size = input_size
         self.classes = tuple(classes)
         self.cam_layer = cam_layer
+        self.identity: str | None = None
         self.device = torch.device(device)
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255.0
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255.0
@@ -232,7 +234,7 @@ class Classifier:
         net, card = load_checkpoint(data, where)
         facts = backbone(card.backbone)
         net = net.to(memory_format=torch.channels_last)
-        return cls(
+        found = cls(
             net,
             card.input_size,
             facts.mean,
@@ -242,6 +244,8 @@ class Classifier:
             device,
             batch_size,
         )
+        found.identity = hashlib.sha256(data).hexdigest()
+        return found
 
     def prepare(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 `[N, h, w]` or `[N, h, w, 3]`, any size, to normalised float `[N, 3, H, W]`."""
