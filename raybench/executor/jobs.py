@@ -82,6 +82,14 @@ class Pool(Protocol):
     def slots(self) -> int:
         """How many units are worth having in flight."""
 
+    @property
+    def free_slots(self) -> int:
+        """Units without a model worth having in flight beside those; 0: all share the slots."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`: where the models run."""
+
     def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
         """Start a unit."""
 
@@ -109,30 +117,37 @@ def message(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
+_Queue = list[tuple[int, int, Unit]]
+
+
 class _Loop:
     def __init__(
         self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit, int], None]
     ) -> None:
         self._jobs = enumerate(jobs)
         self._pool, self._on_unit = pool, on_unit
-        self._ready: list[tuple[int, int, Unit]] = []
+        # Units wait in two queues, oldest job first: at the workers, and (where the pool has them)
+        # at its helpers, which do units without a model ahead of the workers.
+        self._ready: tuple[_Queue, _Queue] = ([], [])
         self._open: dict[int, _Open] = {}
         self._flying: dict[int, tuple[int, Unit]] = {}
+        self._aloft = [0, 0]
         self._tickets = itertools.count()
         self._exhausted = False
 
     def run(self) -> Iterator[Outcome]:
         while True:
             yield from self._pull()
-            while self._ready and len(self._flying) < self._pool.slots:
-                self._launch()
+            for side, slots in enumerate((self._pool.slots, self._pool.free_slots)):
+                while self._ready[side] and self._aloft[side] < slots:
+                    self._launch(side)
             if not self._flying:
                 return
             yield from self._land(self._pool.next())
 
     def _pull(self) -> Iterator[Outcome]:
         """Open jobs until there are units enough to keep the pool busy."""
-        while not self._exhausted and len(self._ready) + len(self._flying) < self._pool.slots:
+        while not self._exhausted and self._wants_jobs():
             pair = next(self._jobs, None)
             if pair is None:
                 self._exhausted = True
@@ -142,16 +157,28 @@ class _Loop:
             self._open[number] = opened
             yield from self._advance(opened)
 
-    def _launch(self) -> None:
-        number, _, unit = heapq.heappop(self._ready)
+    def _wants_jobs(self) -> bool:
+        slots, free = self._pool.slots, self._pool.free_slots
+        if free:  # the units of young jobs are got ready while those of old ones keep workers busy
+            return len(self._open) < slots + free
+        return len(self._ready[0]) + len(self._flying) < slots
+
+    def _side(self, unit: Unit) -> int:
+        """0: at a worker; 1: at a helper."""
+        return int(not unit.needs_model and self._pool.free_slots > 0)
+
+    def _launch(self, side: int) -> None:
+        number, _, unit = heapq.heappop(self._ready[side])
         opened = self._open[number]
         ticket = next(self._tickets)
         self._flying[ticket] = (number, unit)
+        self._aloft[side] += 1
         model = opened.job.model if unit.needs_model else None
         self._pool.submit(ticket, opened.job.task, unit, model)
 
     def _land(self, answer: Answer) -> Iterator[Outcome]:
         number, unit = self._flying.pop(answer.ticket)
+        self._aloft[self._side(unit)] -= 1
         opened = self._open[number]
         opened.n_waiting -= 1
         opened.seconds += answer.seconds
@@ -167,10 +194,13 @@ class _Loop:
 
     def _forget(self, number: int) -> int:
         """Drop what a failed job still had waiting; other jobs are not held up by it."""
-        before = len(self._ready)
-        self._ready = [entry for entry in self._ready if entry[0] != number]
-        heapq.heapify(self._ready)
-        return before - len(self._ready)
+        n_dropped = 0
+        for queue in self._ready:
+            kept = [entry for entry in queue if entry[0] != number]
+            n_dropped += len(queue) - len(kept)
+            queue[:] = kept
+            heapq.heapify(queue)
+        return n_dropped
 
     def _advance(self, opened: _Open) -> Iterator[Outcome]:
         """Plan the next round of a job, or end it."""
@@ -180,7 +210,8 @@ class _Loop:
                 units = job.task.plan(job.subject, opened.done)
                 if units:
                     for unit in units:
-                        heapq.heappush(self._ready, (opened.number, next(self._tickets), unit))
+                        entry = (opened.number, next(self._tickets), unit)
+                        heapq.heappush(self._ready[self._side(unit)], entry)
                     opened.n_waiting = len(units)
                     return
                 result = job.task.merge(job.subject, opened.done)

@@ -12,7 +12,7 @@ from raybench.answers import digest
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
 from raybench.explain.designs import Design, asked_like, n_completions
 from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
-from raybench.explain.perturbation import fill_image, render
+from raybench.explain.perturbation import fill_image
 from raybench.explain.superpixels import Quickshift
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
@@ -116,12 +116,7 @@ class Lime(Explainer):
         n_superpixels = int(superpixels.max()) + 1
         keep = np.unpackbits(unit.payload["keep"], axis=1, count=n_superpixels).astype(bool)
         fill = fill_image(image, superpixels, self.fill)
-        step = model.batch_size
-        answers = [
-            model.predict(render(image, fill, superpixels, keep[i : i + step]))
-            for i in range(0, len(keep), step)
-        ]
-        return {"answers": np.concatenate(answers)}
+        return {"answers": model.predict_perturbed(image, fill, superpixels, keep)}
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Fit the surrogate of the target class and paint its weights onto the superpixels."""

@@ -16,7 +16,7 @@ from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
 from raybench.explain import WholeLung
 from raybench.models.backbones import module_at
-from raybench.models.classifier import build
+from raybench.models.build import build
 from raybench.storage import Storage
 from raybench.studies.context import Context, explained_images, progress_bar
 from raybench.studies.explain_stage import explain

@@ -16,7 +16,8 @@ from raybench.executor import Execution, Job, make_pool, run_jobs
 from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool
 from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
-from raybench.models.classifier import Card, Classifier, build, save_checkpoint
+from raybench.models.build import build
+from raybench.models.classifier import Card, Classifier, save_checkpoint
 from raybench.types import Arrays, Subject, Unit
 
 
@@ -51,6 +52,8 @@ class Shuffled:
     """A pool that ends its units in any order, and counts them."""
 
     slots: int = 4
+    free_slots: int = 0
+    device: str = "cpu"
     seed: int = 0
     most: int = 0
     submitted: list[str] = field(default_factory=list)
@@ -159,7 +162,7 @@ def test_in_process_and_ray_give_the_same_maps(ray_cluster: None, checkpoint: by
 
 def test_a_checkpoint_that_does_not_load_fails_its_own_images_only(checkpoint: bytes) -> None:
     subject = _subjects(1)[0]
-    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1, 16)
+    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1)
     jobs = [Job(key, GradCam(), subject, key) for key in ("bad", "good")]
     outcomes = {o.key: o for o in run_jobs(jobs, pool)}
     assert "ModelError" in str(outcomes["bad"].error)

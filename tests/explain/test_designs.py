@@ -12,18 +12,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from raybench.explain.designs import Design, keep_vectors, orthogonal, paired
-from raybench.explain.perturbation import Keep, coin_flips, distinct
+from raybench.explain.perturbation import coin_flips, distinct
 
 DESIGNS: tuple[Any, ...] = get_args(Design)
 SMART = [d for d in DESIGNS if d != "independent"]
 ACTIVE = hnp.arrays(np.bool_, st.integers(1, 45))
 
 each_design = pytest.mark.parametrize("design", DESIGNS)
-each_smart = pytest.mark.parametrize("design", SMART)
-
-
-def drawn(design: Design, n: int, active: NDArray[np.bool_], seed: int, completions: int) -> Keep:
-    return keep_vectors(design, n, active, seed, 1 if design == "independent" else completions)
 
 
 @each_design
@@ -32,23 +27,23 @@ def drawn(design: Design, n: int, active: NDArray[np.bool_], seed: int, completi
 def test_every_design(
     design: Design, active: NDArray[np.bool_], n: int, seed: int, completions: int
 ) -> None:
-    keep = drawn(design, n, active, seed, completions)
-    each = 1 if design == "independent" else completions
+    keep = keep_vectors(design, n, active, seed, completions)
+    each = completions if design == "completed" else 1
     assert keep.dtype == bool
     assert keep.shape == (n * each, len(active))
     assert keep[0].all()
-    np.testing.assert_array_equal(keep, drawn(design, n, active, seed, completions))
-    longer = drawn(design, n + 17, active, seed, completions)
+    np.testing.assert_array_equal(keep, keep_vectors(design, n, active, seed, completions))
+    longer = keep_vectors(design, n + 17, active, seed, completions)
     np.testing.assert_array_equal(longer[: len(keep)], keep)
     patterns = keep[:, active].reshape(n, each, -1)
     assert (patterns == patterns[:, :1]).all()
     assert len(distinct(keep, active)[0]) <= n
 
 
-@each_smart
-def test_completions_ask_nothing_more_and_keep_what_was_drawn(design: Design) -> None:
+def test_completions_ask_nothing_more_and_keep_what_was_drawn() -> None:
     active = np.arange(40) % 3 == 0
-    one, four = (keep_vectors(design, 60, active, 3, c) for c in (1, 4))
+    one, four = (keep_vectors("completed", 60, active, 3, c) for c in (1, 4))
+    np.testing.assert_array_equal(one, keep_vectors("orthogonal", 60, active, 3))
     np.testing.assert_array_equal(four.reshape(60, 4, 40)[:, 0], one)
     assert len(distinct(one, active)[0]) == len(distinct(four, active)[0])
     rest = four.reshape(60, 4, 40)[1:, :, ~active]
@@ -66,7 +61,7 @@ def test_independent_is_limes_own() -> None:
 @each_design
 def test_another_seed_is_another_draw(design: Design) -> None:
     active = np.ones(20, bool)
-    first, other = (drawn(design, 50, active, seed, 1) for seed in (0, 1))
+    first, other = (keep_vectors(design, 50, active, seed, 1) for seed in (0, 1))
     assert (first != other).any()
 
 
