@@ -27,6 +27,7 @@ from raybench.training.batches import Images, augmenter, batches
 from raybench.training.recipe import Augment, Phase, Recipe
 from raybench.training.state import Epoch, State, digest
 
+
 class DivergedError(RaybenchError):
     """The loss is no longer a number."""
 
