@@ -101,6 +101,19 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a unit asks, where the answer is worth keeping: rows `start` to `stop` of a table.
+
+    Attributes:
+        key: names all that decides the answer, but for the model and how it is run.
+    """
+
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One piece of work, named by what it computes: it can be retried, skipped and counted.
 
@@ -109,12 +122,15 @@ class Unit:
         payload: arrays and plain values; small enough to be shipped.
         needs_model: whether it has to run where the classifier is.
         n_forward: forward passes that it costs.
+        question: names its answer in the store of answers; None where it is not kept. Every array
+            of the answer then is `[stop - start, m]`.
     """
 
     name: str
     payload: Mapping[str, Any]
     needs_model: bool = True
     n_forward: int = 0
+    question: Question | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +141,7 @@ class AttributionMap:
         values: float32 `[H, W]`, signed, not normalised, at `Subject.shape`.
         target: index of the class that was explained; None where no class enters.
         n_forward: forward passes spent.
-        extras: what the family adds (LIME: `superpixels`, `weights`, `r2`).
+        extras: what the family adds (LIME: `superpixels`, `weights`, `uncertainty`, `r2`).
     """
 
     values: Values

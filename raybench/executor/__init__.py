@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from raybench.executor.jobs import Job, Outcome, Pool, message, run_jobs
 from raybench.executor.local import LocalPool
-from raybench.executor.room import room_for
+from raybench.executor.room import room_for, room_for_helpers
+from raybench.models.runtime import Runtime
 from raybench.settings import Settings
 
 __all__ = ["Execution", "Job", "Outcome", "Pool", "make_pool", "message", "room_for", "run_jobs"]
@@ -29,32 +29,61 @@ class Execution(Settings):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of each actor, fractions too; null: one where there is one"
     )
+    backend: Literal["auto", "torch", "compile", "openvino"] = Field(
+        "auto",
+        description="what runs forward passes; auto: torch; openvino: on CPUs, an extra to install",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of forward passes; auto: bfloat16 on a GPU where the salient masks of three "
+        "Val images stay the same, else float32",
+    )
     batch_size: int | None = Field(
-        None, ge=1, description="images a forward pass; null: 64 on a GPU, 16 on a CPU"
+        None, ge=1, description="images a forward pass; null: what is fastest on a GPU, 16 on a CPU"
     )
     cpus: int | None = Field(
         None, ge=1, description="cores of a Ray that is started here; null: all of the machine"
+    )
+    store: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of the models' answers, which sweeps can share so that none is asked "
+        "twice; null: `answers` in the output folder",
     )
     object_store_mb: int = Field(
         512, ge=80, description="memory of the object store of a Ray that is started here, MiB"
     )
 
+    @property
+    def runtime(self) -> Runtime:
+        """How workers make forward passes, where a model's key names no precision of its own."""
+        return Runtime(
+            backend="torch" if self.backend == "auto" else self.backend,
+            precision="float32" if self.precision == "auto" else self.precision,
+            batch_size=self.batch_size,
+            n_threads=self.cpus_per_worker,
+        )
 
-def make_pool(settings: Execution, models: Callable[[str], bytes]) -> Pool:
+
+def make_pool(
+    settings: Execution, models: Callable[[str], bytes], store: str | None = None
+) -> Pool:
     """The pool that the settings ask for.
 
     Args:
         models: reads a checkpoint by its key.
+        store: folder where answers are kept; None: nothing is.
 
     Raises:
         ExecutionError: the cluster has no room for a single worker.
+        ModelError: the backend cannot run here.
     """
     if settings.mode == "local":
-        batch = settings.batch_size or (64 if torch.cuda.is_available() else 16)
-        return LocalPool(models, settings.cpus_per_worker, batch)
+        return LocalPool(models, settings.cpus_per_worker, settings.runtime, store)
     from raybench.executor.over_ray import RayPool
 
-    gpus, n_workers = room_for(settings.cpus_per_worker, settings.gpus_per_worker)
-    batch = settings.batch_size or (64 if gpus else 16)
+    cpus = settings.cpus_per_worker
+    gpus, n_workers = room_for(cpus, settings.gpus_per_worker)
     workers = min(settings.workers or n_workers, n_workers)
-    return RayPool(models, workers, settings.cpus_per_worker, gpus, batch)
+    helpers = room_for_helpers(cpus, workers) if gpus else 0
+    return RayPool(models, workers, cpus, gpus, settings.runtime, helpers, store)

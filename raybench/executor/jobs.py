@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, Protocol
 
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, Unit
@@ -30,18 +28,6 @@ class Task(Protocol):
 
     def merge(self, subject: Any, done: Mapping[str, Arrays], /) -> Any:
         """Put the answers together."""
-
-
-@runtime_checkable
-class Batched(Task, Protocol):
-    """A task whose units, of several jobs, can share a pass through the model."""
-
-    @property
-    def batch(self) -> int:
-        """How many units are worth doing together; 1: none."""
-
-    def run_many(self, units: Sequence[Unit], classifier: Classifier | None, /) -> list[Arrays]:
-        """The answers of `run`, one a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +65,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a unit."""
+    """What became of a unit; `n_forward` passes were made, fewer than planned where some of its
+    answers were kept from before."""
 
     ticket: int
     arrays: Arrays | None
     error: str | None
     seconds: float
+    n_forward: int = 0
 
 
 class Pool(Protocol):
@@ -93,6 +81,14 @@ class Pool(Protocol):
     @property
     def slots(self) -> int:
         """How many units are worth having in flight."""
+
+    @property
+    def free_slots(self) -> int:
+        """Units without a model worth having in flight beside those; 0: all share the slots."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`: where the models run."""
 
     def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
         """Start a unit."""
@@ -121,71 +117,37 @@ def message(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Units of a batched task as one unit, so that a pool need not know of batches."""
-
-    task: Batched
-
-    def plan(self, subject: Sequence[Unit], done: Mapping[str, Arrays], /) -> list[Unit]:
-        """One unit that holds the others."""
-        if done:
-            return []
-        n_forward = sum(unit.n_forward for unit in subject)
-        return [Unit("together", {"units": tuple(subject)}, n_forward=n_forward)]
-
-    def run(self, unit: Unit, classifier: Classifier | None, /) -> Arrays:
-        """All of them in one go; one by one where that fails, so that the others are spared."""
-        units = unit.payload["units"]
-        answers: Iterable[Arrays]
-        try:
-            answers = self.task.run_many(units, classifier)
-        except Exception:  # whose fault it was comes out one by one
-            answers = (self._alone(one, classifier) for one in units)
-        return {f"{i}/{name}": a for i, one in enumerate(answers) for name, a in one.items()}
-
-    def _alone(self, unit: Unit, classifier: Classifier | None) -> Arrays:
-        try:
-            return self.task.run(unit, classifier)
-        except Exception as error:  # recorded for this unit; the others go on
-            return {"error": np.array(message(error))}
-
-    def merge(self, subject: Sequence[Unit], done: Mapping[str, Arrays], /) -> list[Arrays]:
-        """The answers apart again; one that failed holds `error` alone."""
-        return take_apart(done["together"], len(subject))
-
-
-def take_apart(arrays: Arrays, n_units: int) -> list[Arrays]:
-    """The answers of `Together.run`, one a unit."""
-    apart: list[Arrays] = [{} for _ in range(n_units)]
-    for key, array in arrays.items():
-        number, _, name = key.partition("/")
-        apart[int(number)][name] = array
-    return apart
+_Queue = list[tuple[int, int, Unit]]
 
 
 class _Loop:
-    def __init__(self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None]) -> None:
+    def __init__(
+        self, jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit, int], None]
+    ) -> None:
         self._jobs = enumerate(jobs)
         self._pool, self._on_unit = pool, on_unit
-        self._ready: list[tuple[int, int, Unit]] = []
+        # Units wait in two queues, oldest job first: at the workers, and (where the pool has them)
+        # at its helpers, which do units without a model ahead of the workers.
+        self._ready: tuple[_Queue, _Queue] = ([], [])
         self._open: dict[int, _Open] = {}
-        self._flying: dict[int, list[tuple[int, Unit]]] = {}
+        self._flying: dict[int, tuple[int, Unit]] = {}
+        self._aloft = [0, 0]
         self._tickets = itertools.count()
         self._exhausted = False
 
     def run(self) -> Iterator[Outcome]:
         while True:
             yield from self._pull()
-            while self._ready and len(self._flying) < self._pool.slots:
-                self._launch()
+            for side, slots in enumerate((self._pool.slots, self._pool.free_slots)):
+                while self._ready[side] and self._aloft[side] < slots:
+                    self._launch(side)
             if not self._flying:
                 return
             yield from self._land(self._pool.next())
 
     def _pull(self) -> Iterator[Outcome]:
         """Open jobs until there are units enough to keep the pool busy."""
-        while not self._exhausted and self._n_ready() + len(self._flying) < self._pool.slots:
+        while not self._exhausted and self._wants_jobs():
             pair = next(self._jobs, None)
             if pair is None:
                 self._exhausted = True
@@ -195,58 +157,28 @@ class _Loop:
             self._open[number] = opened
             yield from self._advance(opened)
 
-    def _n_ready(self) -> float:
-        """Units that wait; those that go in batches count as their share of one."""
-        return sum(1 / _batch_of(self._open[number].job.task) for number, _, _ in self._ready)
+    def _wants_jobs(self) -> bool:
+        slots, free = self._pool.slots, self._pool.free_slots
+        if free:  # the units of young jobs are got ready while those of old ones keep workers busy
+            return len(self._open) < slots + free
+        return len(self._ready[0]) + len(self._flying) < slots
 
-    def _launch(self) -> None:
-        number, _, unit = heapq.heappop(self._ready)
-        job, group = self._open[number].job, [(number, unit)]
-        # The last few are spread over all that is free instead of filling one batch.
-        free = self._pool.slots - len(self._flying)
-        most = min(_batch_of(job.task), -(-(len(self._ready) + 1) // free))
-        while len(group) < most and self._fits(job, unit):
-            number, _, following = heapq.heappop(self._ready)
-            group.append((number, following))
+    def _side(self, unit: Unit) -> int:
+        """0: at a worker; 1: at a helper."""
+        return int(not unit.needs_model and self._pool.free_slots > 0)
+
+    def _launch(self, side: int) -> None:
+        number, _, unit = heapq.heappop(self._ready[side])
+        opened = self._open[number]
         ticket = next(self._tickets)
-        self._flying[ticket] = group
-        model = job.model if unit.needs_model else None
-        if len(group) == 1:
-            self._pool.submit(ticket, job.task, unit, model)
-            return
-        assert isinstance(job.task, Batched)
-        task = Together(job.task)
-        self._pool.submit(ticket, task, task.plan([one for _, one in group], {})[0], model)
-
-    def _fits(self, job: Job, unit: Unit) -> bool:
-        """Whether the next unit can join this one in a batch."""
-        if not self._ready:
-            return False
-        number, _, following = self._ready[0]
-        other = self._open[number].job
-        alike = (other.model, following.needs_model) == (job.model, unit.needs_model)
-        return alike and other.task == job.task
+        self._flying[ticket] = (number, unit)
+        self._aloft[side] += 1
+        model = opened.job.model if unit.needs_model else None
+        self._pool.submit(ticket, opened.job.task, unit, model)
 
     def _land(self, answer: Answer) -> Iterator[Outcome]:
-        group = self._flying.pop(answer.ticket)
-        for (number, unit), own in zip(group, self._apart(group, answer), strict=True):
-            yield from self._settle(number, unit, own)
-
-    def _apart(self, group: Sequence[tuple[int, Unit]], answer: Answer) -> list[Answer]:
-        """The answers to the units of a group; each has its share of the time."""
-        if len(group) == 1:
-            return [answer]
-        ticket, seconds = answer.ticket, answer.seconds / len(group)
-        if answer.arrays is None:
-            return [Answer(ticket, None, answer.error, seconds)] * len(group)
-        return [
-            Answer(ticket, None, str(one["error"]), seconds)
-            if set(one) == {"error"}
-            else Answer(ticket, one, None, seconds)
-            for one in take_apart(answer.arrays, len(group))
-        ]
-
-    def _settle(self, number: int, unit: Unit, answer: Answer) -> Iterator[Outcome]:
+        number, unit = self._flying.pop(answer.ticket)
+        self._aloft[self._side(unit)] -= 1
         opened = self._open[number]
         opened.n_waiting -= 1
         opened.seconds += answer.seconds
@@ -255,17 +187,20 @@ class _Loop:
             opened.n_waiting -= self._forget(number)
         else:
             opened.done[unit.name] = answer.arrays
-            opened.n_forward += unit.n_forward
-            self._on_unit(unit)
+            opened.n_forward += answer.n_forward
+            self._on_unit(unit, answer.n_forward)
         if opened.n_waiting == 0:
             yield from self._advance(opened)
 
     def _forget(self, number: int) -> int:
         """Drop what a failed job still had waiting; other jobs are not held up by it."""
-        before = len(self._ready)
-        self._ready = [entry for entry in self._ready if entry[0] != number]
-        heapq.heapify(self._ready)
-        return before - len(self._ready)
+        n_dropped = 0
+        for queue in self._ready:
+            kept = [entry for entry in queue if entry[0] != number]
+            n_dropped += len(queue) - len(kept)
+            queue[:] = kept
+            heapq.heapify(queue)
+        return n_dropped
 
     def _advance(self, opened: _Open) -> Iterator[Outcome]:
         """Plan the next round of a job, or end it."""
@@ -275,7 +210,8 @@ class _Loop:
                 units = job.task.plan(job.subject, opened.done)
                 if units:
                     for unit in units:
-                        heapq.heappush(self._ready, (opened.number, next(self._tickets), unit))
+                        entry = (opened.number, next(self._tickets), unit)
+                        heapq.heappush(self._ready[self._side(unit)], entry)
                     opened.n_waiting = len(units)
                     return
                 result = job.task.merge(job.subject, opened.done)
@@ -285,19 +221,17 @@ class _Loop:
         yield Outcome(job.key, result, opened.error, opened.seconds, opened.n_forward)
 
 
-def _batch_of(task: Task) -> int:
-    return task.batch if isinstance(task, Batched) else 1
-
-
 def run_jobs(
-    jobs: Iterable[Job], pool: Pool, on_unit: Callable[[Unit], None] = lambda unit: None
+    jobs: Iterable[Job],
+    pool: Pool,
+    on_unit: Callable[[Unit, int], None] = lambda unit, n_forward: None,
 ) -> Iterator[Outcome]:
     """Do all jobs and yield an outcome for each as it ends.
 
     Args:
         jobs: read lazily, a few ahead of what is in flight.
         pool: where units run; it stays open.
-        on_unit: called after each unit that succeeded, for counting.
+        on_unit: called after each unit that succeeded, with the forward passes made for it.
 
     Raises:
         ExecutionError: the pool cannot go on (not: a job failed, which its outcome says).

@@ -28,6 +28,12 @@ def fits(node: dict[str, float], cpus: int, gpus: float) -> int:
     return min(n_workers, on_gpus)
 
 
+def room_for_helpers(cpus: int, n_workers: int) -> int:
+    """How many actors of one core find room beside the workers; at most four a worker."""
+    total = sum(int(node.get("CPU", 0)) for node in nodes())
+    return max(0, min(4 * n_workers, total - cpus * n_workers))
+
+
 def room_for(cpus: int, gpus: float | None) -> tuple[float, int]:
     """GPUs of each worker, and how many workers fit side by side.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import nn
 
+from raybench.answers import AnswerStore
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
@@ -90,6 +91,7 @@ class Explainer(Settings):
         image: NDArray[np.uint8],
         target: int | None = None,
         lung_mask: Mask | None = None,
+        store: AnswerStore | None = None,
     ) -> AttributionMap:
         """Explain one image in this process.
 
@@ -100,15 +102,30 @@ class Explainer(Settings):
             image: uint8 `[H, W]`, the X-ray as the model is to see it (lung-masked or not).
             target: index of the class to explain; None for the predicted one.
             lung_mask: bool `[H, W]`, for the references that need it.
+            store: where answers are looked up before the model is asked, and kept; only those of
+                a `Classifier` that was loaded from a checkpoint, for others have no name.
 
         Returns:
-            The map at the image's own resolution; `extras["seconds"]` says how long it took.
+            The map at the image's own resolution; `extras["seconds"]` says how long it took and
+            `extras["n_asked"]` how many forward passes were made now.
 
         Raises:
             ExplainError: the image is not uint8 `[H, W]`, the lung mask is not bool of the same
                 shape, a needed one is missing, or the model has no such class.
         """
-        return self.attribute_many(model, [image], [target], [lung_mask])[0]
+        _check_image(image, lung_mask)
+        classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
+        subject = self._subject(classifier, image, target, lung_mask)
+        done: dict[str, Arrays] = {}
+        started, n_asked = time.perf_counter(), 0
+        while units := self.plan(subject, done):
+            for unit in units:
+                done[unit.name], n_forward = self._answer(unit, classifier, store)
+                n_asked += n_forward
+        result = self.merge(subject, done)
+        seconds = time.perf_counter() - started
+        extras = {**result.extras, "seconds": seconds, "n_asked": n_asked}
+        return AttributionMap(result.values, result.target, result.n_forward, extras)
 
     def attribute_many(
         self,
@@ -144,13 +161,14 @@ class Explainer(Settings):
             _check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, images[0].shape)
         subjects = [
-            _subject(image, lung_mask, target, classifier.input_size if self.uses_model else None)
-            for image, lung_mask, target in zip(images, lungs, wanted, strict=True)
+            self._subject(classifier, *each) for each in zip(images, wanted, lungs, strict=True)
         ]
         started = time.perf_counter()
         found = self._explain(subjects, classifier)
-        seconds = (time.perf_counter() - started) / len(images)
-        return [replace(one, extras={**one.extras, "seconds": seconds}) for one in found]
+        extras = {"seconds": (time.perf_counter() - started) / len(images)}
+        return [
+            replace(one, extras={**one.extras, **extras, "n_asked": one.n_forward}) for one in found
+        ]
 
     def _explain(self, subjects: Sequence[Subject], classifier: Classifier) -> list[AttributionMap]:
         """Round by round: what all subjects need next is asked together."""
@@ -165,6 +183,23 @@ class Explainer(Settings):
                 done[number][unit.name] = answer
         return [self.merge(s, answers) for s, answers in zip(subjects, done, strict=True)]
 
+    def _subject(
+        self,
+        classifier: Classifier,
+        image: NDArray[np.uint8],
+        target: int | None,
+        lung_mask: Mask | None,
+    ) -> Subject:
+        grid = resize_gray(image, classifier.input_size) if self.uses_model else image
+        return Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
+
+    def _answer(
+        self, unit: Unit, classifier: Classifier, store: AnswerStore | None
+    ) -> tuple[Arrays, int]:
+        if store is None:
+            return self.run(unit, classifier), unit.n_forward
+        return store.answer(unit, classifier.identity, lambda: self.run(unit, classifier))
+
 
 def _check_image(image: NDArray[np.uint8], lung_mask: Mask | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 2:
@@ -174,16 +209,6 @@ def _check_image(image: NDArray[np.uint8], lung_mask: Mask | None) -> None:
             f"expected a bool lung mask of the image's shape {image.shape}, "
             f"got {lung_mask.dtype} {lung_mask.shape}"
         )
-
-
-def _subject(
-    image: NDArray[np.uint8],
-    lung_mask: Mask | None,
-    target: int | None,
-    size: tuple[int, int] | None,
-) -> Subject:
-    grid = image if size is None else resize_gray(image, size)
-    return Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
 
 
 def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:

@@ -31,13 +31,6 @@ class GradCam(Explainer):
         None, description="dotted path of the layer; null: the backbone's last stage"
     )
 
-    batch: int = Field(
-        1,
-        ge=1,
-        description="images a forward and backward pass; above 1: faster on a GPU, and maps equal "
-        "to 1e-6 instead of to the bit",
-    )
-
     def n_forward_planned(self) -> int:
         """One forward (and one backward) pass an image."""
         return 1

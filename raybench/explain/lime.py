@@ -8,66 +8,103 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from raybench.errors import ExplainError
+from raybench.answers import digest
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
-from raybench.explain.perturbation import (
-    Keep,
-    active_superpixels,
-    coin_flips,
-    distinct,
-    fill_image,
-    render,
-)
+from raybench.explain.designs import Design, asked_like, n_completions
+from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
+from raybench.explain.perturbation import fill_image
 from raybench.explain.superpixels import Quickshift
-from raybench.explain.surrogate import cosine_distance, kernel, ridge
 from raybench.models.classifier import Classifier
-from raybench.types import Arrays, AttributionMap, Subject, Unit
+from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
 
 class Lime(Explainer):
     """Superpixels are switched off at random; a linear surrogate says what each one did.
 
-    The defaults are the study's (PROTOCOL.md 4). With the same superpixels and keep-vectors the
-    weights are those of the lime library. One departure, without effect on the result: perturbed
-    images that are equal, pixel for pixel, are asked once (`deduplicate`).
+    Superpixels, fill, kernel and surrogate are the study's (PROTOCOL.md 4), and with the same
+    superpixels and keep-vectors the weights are those of the lime library. Departures: the design
+    (`independent` is lime's own, bit for bit; docs/engine.md says why it is not the default), and
+    perturbed images that are equal, pixel for pixel, are asked once, which changes no figure.
+
+    The map's extras: `superpixels` int32 `[h, w]`, `weights` `[K]` and their standard errors
+    `uncertainty` `[K]` (infinite where there are too few samples to tell), and the fit's `r2`.
     """
 
     name: Literal["lime"] = "lime"
-    n_samples: int = Field(1000, ge=10, le=1_000_000, description="perturbations an image")
+    n_samples: int = Field(
+        1000, ge=10, le=1_000_000, description="perturbed images, at most, equal ones included"
+    )
+    design: Design = Field(
+        "completed",
+        description="how they are chosen: independent (lime's coin flips), paired (complement "
+        "pairs), orthogonal (orthogonal arrays with fold-over), completed (these, each image "
+        "standing for several keep-vectors)",
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of the perturbations")
+    completions: int = Field(
+        8,
+        ge=1,
+        le=64,
+        description="of `completed`: keep-vectors that an image stands for, which differ in the "
+        "superpixels that hold nothing to switch off",
+    )
+    adaptive: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop an image once its salient mask is expected to agree with that of "
+        "endless samples to an IoU of 1 minus this; null: ask all samples",
+    )
     superpixels: Quickshift = Field(Quickshift(), description="the regions switched off")
     fill: Literal["black", "mean"] = Field("black", description="what stands in for them")
     kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel")
     alpha: float = Field(1.0, ge=0, description="ridge penalty")
     deduplicate: bool = Field(True, description="ask equal perturbed images once")
-    chunk: int = Field(128, ge=1, description="forward passes in a unit of work")
+    chunk: int = Field(64, ge=1, description="forward passes in a unit of work")
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
         return self.n_samples
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
-        """First the superpixels, then chunks of keep-vectors."""
+        """First the superpixels, then chunks of keep-vectors: all, or one more until it settles."""
         if "superpixels" not in done:
-            return [Unit("superpixels", {"image": subject.image}, needs_model=False)]
-        if len(done) > 1:
+            settings = self.superpixels.model_dump_json()
+            key = digest("superpixels", settings, subject.image)
+            question = Question(key, 0, len(subject.image))
+            payload = {"image": subject.image}
+            return [Unit("superpixels", payload, needs_model=False, question=question)]
+        answered = [name for name in done if name.startswith("samples:")]
+        if answered and self.adaptive is None:
             return []
-        superpixels = done["superpixels"]["labels"]
-        keep = self._keep(subject, superpixels)
-        first, _ = self._distinct(subject, superpixels, keep)
-        asked = keep[first]
-        return [
-            Unit(
-                name=f"samples:{start:07d}",
-                payload={
-                    "image": subject.image,
-                    "superpixels": superpixels,
-                    "keep": np.packbits(asked[start : start + self.chunk], axis=1),
-                },
-                n_forward=min(self.chunk, len(asked) - start),
-            )
-            for start in range(0, len(asked), self.chunk)
-        ]
+        seen = self._neighbourhood(subject, done)
+        starts = range(0, seen.n_distinct, self.chunk)
+        if self.adaptive is not None:
+            if self._is_settled(subject, done, seen):
+                return []
+            starts = starts[len(answered) : len(answered) + 1]
+        return [self._unit(subject, done, seen, start) for start in starts]
+
+    def _unit(
+        self, subject: Subject, done: Mapping[str, Arrays], seen: Neighbourhood, start: int
+    ) -> Unit:
+        stop = min(start + self.chunk, seen.n_distinct)
+        asked = seen.keep[seen.first[start:stop]]
+        return Unit(
+            name=f"samples:{start:07d}",
+            payload={
+                "image": subject.image,
+                "superpixels": done["superpixels"]["labels"],
+                "keep": np.packbits(asked, axis=1),
+            },
+            n_forward=stop - start,
+            question=Question(self._key(subject, done), start, stop),
+        )
+
+    def _key(self, subject: Subject, done: Mapping[str, Arrays]) -> str:
+        """Names all that decides the answers, but for the model and how it is run."""
+        drawn = f"{self.fill} {asked_like(self.design)} {self.seed} {self.deduplicate}"
+        return digest("lime", drawn, subject.image, done["superpixels"]["labels"])
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
         """Segment, or render a chunk of perturbations and ask the classifier."""
@@ -79,43 +116,58 @@ class Lime(Explainer):
         n_superpixels = int(superpixels.max()) + 1
         keep = np.unpackbits(unit.payload["keep"], axis=1, count=n_superpixels).astype(bool)
         fill = fill_image(image, superpixels, self.fill)
-        step = model.batch_size
-        answers = [
-            model.predict(render(image, fill, superpixels, keep[i : i + step]))
-            for i in range(0, len(keep), step)
-        ]
-        return {"answers": np.concatenate(answers)}
+        return {"answers": model.predict_perturbed(image, fill, superpixels, keep)}
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Fit the surrogate of the target class and paint its weights onto the superpixels."""
-        superpixels = done["superpixels"]["labels"]
-        keep = self._keep(subject, superpixels)
-        first, same_as = self._distinct(subject, superpixels, keep)
-        chunks = [done[name]["answers"] for name in sorted(done) if name.startswith("samples:")]
-        asked = np.concatenate(chunks)
-        if len(asked) != len(first):
-            raise ExplainError(
-                f"{subject.image_id}: {len(asked)} answers for {len(first)} perturbed images"
-            )
-        answers = asked[same_as]
+        seen = self._neighbourhood(subject, done)
+        answers = _answers(done)
+        if self.adaptive is None:
+            seen.expect(subject.image_id, len(answers))
         target = target_class(answers[0], subject.target)
-        weights = kernel(cosine_distance(keep), self.kernel_width)
-        fit = ridge(keep, answers[:, target], weights, self.alpha)
+        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        superpixels = done["superpixels"]["labels"]
         return AttributionMap(
             values=to_shape(fit.weights[superpixels], subject.shape, smooth=False),
             target=target,
-            n_forward=len(asked),
-            extras={"superpixels": superpixels, "weights": fit.weights, "r2": fit.r2},
+            n_forward=len(answers),
+            extras={
+                "superpixels": superpixels,
+                "weights": fit.weights,
+                "uncertainty": fit.uncertainty,
+                "r2": fit.r2,
+            },
         )
 
-    def _keep(self, subject: Subject, superpixels: np.ndarray) -> Keep:
-        return coin_flips(self.n_samples, int(superpixels.max()) + 1, self.seed)
+    def _is_settled(
+        self, subject: Subject, done: Mapping[str, Arrays], seen: Neighbourhood
+    ) -> bool:
+        answers = _answers(done)
+        if len(answers) == seen.n_distinct:
+            return True
+        if not len(answers) or self.adaptive is None:
+            return False
+        target = target_class(answers[0], subject.target)
+        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        areas = np.bincount(done["superpixels"]["labels"].ravel())
+        return is_settled(fit, areas, self.threshold, self.adaptive, self.seed)
 
-    def _distinct(
-        self, subject: Subject, superpixels: np.ndarray, keep: Keep
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if not self.deduplicate:
-            every = np.arange(len(keep))
-            return every, every
+    def _neighbourhood(self, subject: Subject, done: Mapping[str, Arrays]) -> Neighbourhood:
+        superpixels = done["superpixels"]["labels"]
         fill = fill_image(subject.image, superpixels, self.fill)
-        return distinct(keep, active_superpixels(subject.image, fill, superpixels))
+        return Neighbourhood.draw(
+            self.design,
+            self.n_samples,
+            subject.image,
+            fill,
+            superpixels,
+            self.seed,
+            n_completions(self.design, self.completions),
+            self.deduplicate,
+        )
+
+
+def _answers(done: Mapping[str, Arrays]) -> np.ndarray:
+    """Answers so far, `[m, C]`, in the order in which they were asked; empty where none is."""
+    chunks = [done[name]["answers"] for name in sorted(done) if name.startswith("samples:")]
+    return np.concatenate(chunks) if chunks else np.zeros((0, 0), np.float32)

@@ -1,17 +1,15 @@
-"""The classifier: backbone and head, from weights or a checkpoint; uint8 in, probabilities out."""
+"""The classifier: checkpoints, uint8 X-rays in, probabilities out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -19,20 +17,18 @@ from torch import nn
 
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ModelError
-from raybench.models.backbones import Backbone, backbone
-
-_UNFIT = (
-    RuntimeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OSError,
+from raybench.models.backbones import backbone
+from raybench.models.build import brief, build
+from raybench.models.forward import Compose, evaluating, in_batches, make_forward
+from raybench.models.perturbed import Composer, check_perturbed, resize_matrices
+from raybench.models.runtime import (
+    CPU_BATCH,
+    EAGER,
+    Runtime,
+    best_batch_size,
+    gpu_throughput,
 )
-"""What safetensors, torch and timm raise for a file that holds no weights, or other ones."""
+from raybench.types import Gray
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,96 +48,6 @@ class Card:
     input_size: tuple[int, int]
     preprocess: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
-
-
-def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0) -> nn.Module:
-    """A timm model with a fresh head.
-
-    Args:
-        weights: `none` (random, from torch's seed), `hub` (the tag in the table or in the name),
-            or the path of a file with timm's parameter names (safetensors, or a state dict that
-            `torch.load(weights_only=True)` takes).
-
-    Raises:
-        ModelError: the hub cannot be reached, the file is missing or its shapes do not fit.
-    """
-    facts = backbone(name)
-    options: dict[str, Any] = {"num_classes": n_classes, "drop_rate": dropout}
-    if weights == "none":
-        return _module(timm.create_model(facts.timm_name, pretrained=False, **options))
-    if weights == "hub":
-        return _fresh_head(_from_hub(facts, options), facts)
-    if not Path(weights).is_file():
-        raise ModelError(f"{name}: no weights file {weights!r}; give a file, `hub` or `none`")
-    try:
-        return _fresh_head(_from_file(facts, options, weights), facts)
-    except _UNFIT as error:
-        raise ModelError(
-            f"{name}: {weights} does not fit ({_brief(error)}); give weights made for "
-            f"{facts.timm_name}"
-        ) from error
-
-
-def _from_file(facts: Backbone, options: dict[str, Any], weights: str) -> nn.Module:
-    """timm leaves what a file does not hold as it was drawn, and says so in its log only."""
-    with torch.random.fork_rng(devices=[]):
-        drawn = _module(timm.create_model(facts.timm_name, pretrained=False, **options))
-    net = _module(
-        timm.create_model(
-            facts.timm_name,
-            pretrained=True,
-            pretrained_cfg_overlay={"file": weights},
-            **options,
-        )
-    )
-    before = dict(drawn.named_parameters())
-    body = [
-        (name, parameter)
-        for name, parameter in net.named_parameters()
-        if parameter.ndim > 1 and not name.startswith(tuple(f"{h}." for h in facts.head))
-    ]
-    missing = [name for name, parameter in body if torch.equal(parameter, before[name])]
-    if missing:
-        raise ValueError(f"it lacks {len(missing)} of {len(body)} weights: {missing[0]}, ...")
-    return net
-
-
-def _from_hub(facts: Backbone, options: dict[str, Any]) -> nn.Module:
-    try:
-        return _module(timm.create_model(facts.timm_name, pretrained=True, **options))
-    except Exception as error:  # the hub's client raises a dozen unrelated types when offline
-        raise ModelError(
-            f"{facts.name}: the weights {facts.timm_name} could not be fetched from the hub "
-            f"({type(error).__name__}). With a network, try again; without one, download "
-            f"timm/{facts.timm_name} elsewhere and set `weights: FILE.safetensors`, or train from "
-            "scratch with `weights: none`."
-        ) from error
-
-
-def _fresh_head(net: nn.Module, facts: Backbone) -> nn.Module:
-    """A head that starts out undecided: weights of deviation 0.01, no bias.
-
-    timm draws the heads of its EfficientNets for a thousand classes; with three, their first
-    logits are off by tens and fine-tuning spends its epochs on unlearning them.
-    """
-    for name in facts.head:
-        head = net.get_submodule(name)
-        if isinstance(head, nn.Linear):
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-    return net
-
-
-def _brief(error: Exception) -> str:
-    """One line: torch lists every tensor that does not fit."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:160]}..."
-
-
-def _module(net: Any) -> nn.Module:
-    if not isinstance(net, nn.Module):
-        raise ModelError(f"timm returned a {type(net).__name__}, not a module")
-    return net
 
 
 def save_checkpoint(net: nn.Module, card: Card) -> bytes:
@@ -187,7 +93,7 @@ def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, 
         net = build(card.backbone, len(card.classes))
         net.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{where}: not a checkpoint that fits ({_brief(error)})") from error
+        raise ModelError(f"{where}: not a checkpoint that fits ({brief(error)})") from error
     return net.eval(), card
 
 
@@ -201,7 +107,11 @@ class Classifier:
         classes: names of its outputs, or empty.
         cam_layer: dotted path of the layer that Grad-CAM reads, or None.
         device: where it runs.
-        batch_size: images a forward pass.
+        runtime: backend, precision and batch size of its forward passes.
+        checkpoint: digest of the file that it comes from, or None.
+
+    Raises:
+        ModelError: the runtime's backend cannot run here.
     """
 
     def __init__(
@@ -213,20 +123,28 @@ class Classifier:
         classes: Sequence[str] = (),
         cam_layer: str | None = None,
         device: str = "cpu",
-        batch_size: int = 16,
+        runtime: Runtime = EAGER,
+        checkpoint: str | None = None,
     ) -> None:
         self.net = net.to(device)
-        self.batch_size = batch_size
         self.input_size = input_size
         self.classes = tuple(classes)
         self.cam_layer = cam_layer
         self.device = torch.device(device)
+        self.runtime = runtime
+        self.identity = self._identity(checkpoint, mean, std)
+        self._forward = make_forward(self.net, runtime, self.device)
+        self._batch_size = runtime.batch_size
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255.0
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255.0
 
     @classmethod
     def from_checkpoint(
-        cls, data: bytes, device: str = "cpu", batch_size: int = 16, where: str = "checkpoint"
+        cls,
+        data: bytes,
+        device: str = "cpu",
+        runtime: Runtime = EAGER,
+        where: str = "checkpoint",
     ) -> Classifier:
         """Load a checkpoint; channels-last, which CPUs and GPUs convolve fastest."""
         net, card = load_checkpoint(data, where)
@@ -240,8 +158,52 @@ class Classifier:
             card.classes,
             facts.cam_layer,
             device,
-            batch_size,
+            runtime,
+            hashlib.sha256(data).hexdigest(),
         )
+
+    def _identity(
+        self, checkpoint: str | None, mean: Sequence[float], std: Sequence[float]
+    ) -> str | None:
+        """Hex digest of everything that decides the answers; None for a bare module.
+
+        The batch size is not in it: it moves the answers by rounding alone.
+        """
+        if checkpoint is None:
+            return None
+        told = {
+            "checkpoint": checkpoint,
+            "backend": self.runtime.backend,
+            "precision": self.runtime.precision,
+            "device": self.device.type,
+            "input_size": list(self.input_size),
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def batch_size(self) -> int:
+        """Images a forward pass. On a GPU it is looked for at first use, where none is set."""
+        if self._batch_size is None:
+            self._batch_size = CPU_BATCH if self.device.type == "cpu" else self._best_batch_size()
+        return self._batch_size
+
+    def _best_batch_size(self) -> int:
+        # Through the module and not what is compiled: every size would be compiled on its own.
+        eager = make_forward(self.net, Runtime(precision=self.runtime.precision), self.device)
+
+        def throughput(size: int) -> float:
+            batch = torch.zeros((size, 3, *self.input_size), device=self.device)
+            return gpu_throughput(eager, batch.contiguous(memory_format=torch.channels_last))
+
+        with evaluating(self.net), torch.inference_mode():
+            return best_batch_size(throughput)
+
+    def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        """Grey levels `[N, 1 or 3, H, W]` to float32 `[N, 3, H, W]`, channels last."""
+        normalised = (batch.float().expand(-1, 3, -1, -1) - self._mean) / self._std
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def prepare(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 `[N, h, w]` or `[N, h, w, 3]`, any size, to normalised float `[N, 3, H, W]`."""
@@ -249,23 +211,98 @@ class Classifier:
             images = np.stack([resize_gray(image, self.input_size) for image in images])
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         batch = batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
-        normalised = (batch.float().expand(-1, 3, -1, -1) - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
+        return self._normalise(batch)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities, float32 `[N, C]`, of uint8 `[N, h, w]` or `[N, h, w, 3]`.
 
         The mode of the model and of each module in it is left as it was found.
+
+        Raises:
+            ModelError: memory is out with a single image a pass.
         """
-        modes = [(module, module.training) for module in self.net.modules()]
-        self.net.eval()
-        try:
-            with torch.inference_mode():
-                parts = [
-                    torch.softmax(self.net(self.prepare(images[i : i + self.batch_size])), dim=1)
-                    for i in range(0, len(images), self.batch_size)
-                ]
-        finally:
-            for module, training in modes:
-                module.training = training
-        return torch.cat(parts).float().cpu().numpy()
+        return self.ask(len(images), lambda start, stop: self.prepare(images[start:stop]))
+
+    def predict_perturbed(
+        self,
+        image: Gray,
+        fill: Gray,
+        superpixels: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Class probabilities of an image's perturbations, composed on the model's device.
+
+        The i-th perturbed image is `where(keep[i, superpixels], image, fill)`, brought to the
+        model's input size. On a CPU the answers are, to the bit, those that `predict` gives to
+        these images.
+
+        Args:
+            image, fill: uint8 `[h, w]`.
+            superpixels: int32 `[h, w]`, labels 0 to K - 1.
+            keep: bool `[n, K]`.
+
+        Returns:
+            float32 `[n, C]`.
+
+        Raises:
+            ModelError: the arrays do not fit together, or memory is out with one image a pass.
+        """
+        check_perturbed(image, fill, superpixels, keep)
+        with torch.inference_mode():
+            return self.ask(len(keep), self._composer(image, fill, superpixels, keep))
+
+    def _composer(
+        self,
+        image: Gray,
+        fill: Gray,
+        superpixels: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+    ) -> Compose:
+        if image.shape == self.input_size:
+            both = self.prepare(np.stack([image, fill]))
+            return Composer(both[:1], both[1:], superpixels, keep)
+        if self.device.type == "cpu":
+            labels = np.asarray(superpixels)
+
+            def rendered(start: int, stop: int) -> torch.Tensor:
+                return self.prepare(np.where(keep[start:stop][:, labels], image, fill))
+
+            return rendered
+        return self._resizing(image, fill, superpixels, keep)
+
+    def _resizing(
+        self,
+        image: Gray,
+        fill: Gray,
+        superpixels: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+    ) -> Compose:
+        """Composes at the image's size and resizes on the device, as `resize_gray` would."""
+        shape = (image.shape[0], image.shape[1])
+        both = torch.from_numpy(np.stack([image, fill])).to(self.device).float().unsqueeze(1)
+        at_own_size = Composer(both[:1], both[1:], superpixels, keep)
+        rows, columns = (
+            torch.from_numpy(matrix).to(self.device)
+            for matrix in resize_matrices(shape, self.input_size)
+        )
+
+        def resized(start: int, stop: int) -> torch.Tensor:
+            grey = at_own_size(start, stop).contiguous()
+            return self._normalise((rows @ grey @ columns).round().clamp(0, 255))
+
+        return resized
+
+    def ask(self, n: int, compose: Compose) -> NDArray[np.float32]:
+        """Class probabilities, float32 `[n, C]`, of normalised images that `compose` makes.
+
+        Args:
+            compose: from and up to which index, to float `[m, 3, H, W]` on the device.
+
+        Raises:
+            ModelError: memory is out with a single image a pass.
+        """
+        with evaluating(self.net), torch.inference_mode():
+            pad = self.runtime.backend == "compile"
+            found, fitted = in_batches(self._forward, compose, n, self.batch_size, pad)
+            self._batch_size = fitted
+            return found.float().cpu().numpy()

@@ -190,12 +190,15 @@ class _Progress:
             "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}{postfix}]"
         )
         self._work = sum(_work(item) for item in todo)
-        self._done, self._passes, self._started = 0, 0, time.perf_counter()
+        self._done, self._passes, self._found, self._started = 0, 0, 0, time.perf_counter()
 
-    def unit(self, unit: Unit) -> None:
-        self._passes += unit.n_forward
+    def unit(self, unit: Unit, n_forward: int) -> None:
+        self._passes += n_forward
+        self._found += unit.n_forward - n_forward
         seconds = max(time.perf_counter() - self._started, 1e-9)
         text = f"{self._passes:,} forward passes, {self._passes / seconds:,.0f}/s"
+        if self._found:
+            text += f" ({self._found:,} known from before)"
         if self._done:
             left = seconds * (self._work - self._done) / self._done
             text += f", {int(left) // 60}:{int(left) % 60:02d} left"

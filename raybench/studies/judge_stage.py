@@ -41,7 +41,7 @@ def predict(
         for trial_id, size in todo:
             jobs = _jobs(context, trial_id, size, records)
             parts: dict[int, np.ndarray] = {}
-            for outcome in run_jobs(jobs, pool, lambda unit: bar.update(unit.n_forward)):
+            for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
                 if outcome.error is not None:
                     raise ExecutionError(f"trial {trial_id} on {split}: {outcome.error}")
                 assert isinstance(outcome.key, int)

@@ -16,7 +16,8 @@ from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
 from raybench.explain import WholeLung
 from raybench.models.backbones import module_at
-from raybench.models.classifier import build
+from raybench.models.build import build
+from raybench.storage import Storage
 from raybench.studies.context import Context, explained_images, progress_bar
 from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
@@ -218,4 +219,6 @@ def _pool(context: Context) -> Pool:
     def read(trial_id: str) -> bytes:
         return context.run.storage.read(f"checkpoints/{trial_id}.safetensors")
 
-    return make_pool(context.config.execution, read)
+    config = context.config
+    store = Storage(config.execution.store or f"{config.output}/answers").path()
+    return make_pool(config.execution, read, store)

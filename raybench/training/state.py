@@ -17,8 +17,15 @@ log = logging.getLogger(__name__)
 
 BEST = "best.safetensors"
 _STATE = "state.pt"
-_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
-_UNREADABLE += (pickle.UnpicklingError,)
+_UNREADABLE: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from raybench.data import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.executor import Execution, Job, make_pool, run_jobs
 from raybench.executor.jobs import Answer, Task
-from raybench.executor.local import LocalPool, do_unit
+from raybench.executor.local import LocalPool
 from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
-from raybench.models.classifier import Card, Classifier, build, save_checkpoint
+from raybench.models.build import build
+from raybench.models.classifier import Card, Classifier, save_checkpoint
 from raybench.types import Arrays, Subject, Unit
 
 
@@ -51,6 +52,8 @@ class Shuffled:
     """A pool that ends its units in any order, and counts them."""
 
     slots: int = 4
+    free_slots: int = 0
+    device: str = "cpu"
     seed: int = 0
     most: int = 0
     submitted: list[str] = field(default_factory=list)
@@ -111,80 +114,6 @@ def test_jobs_are_read_a_few_ahead_only() -> None:
     assert len(read) < 8
 
 
-@dataclass(frozen=True)
-class Batches(Rounds):
-    """A task whose units may be done together."""
-
-    batch: int = 4
-    poison: str = ""
-
-    def run_many(self, units: list[Unit], classifier: Classifier | None) -> list[Arrays]:
-        if any(unit.payload["subject"] == self.poison for unit in units):
-            raise MemoryError("not together")
-        return [self.run(unit, classifier) for unit in units]
-
-
-@dataclass
-class Counting:
-    """A pool of some slots that does the oldest unit first and notes how many went together."""
-
-    slots: int
-    sizes: list[int] = field(default_factory=list)
-    _flying: list[tuple[int, Task, Unit]] = field(default_factory=list)
-
-    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
-        self._flying.append((ticket, task, unit))
-        self.sizes.append(len(unit.payload.get("units", [unit])))
-
-    def next(self) -> Answer:
-        return do_unit(*self._flying.pop(0), None)
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_units_of_one_task_and_model_go_together(slots: int, batch: int) -> None:
-    pool, task = Counting(slots), Batches(n_rounds=1, n_units=1, batch=batch)
-    jobs = [Job((m, i), task, f"{m}{i}", m) for m in ("a", "b") for i in range(10)]
-    outcomes = {o.key: o for o in run_jobs(jobs, pool)}
-    assert {k: o.result for k, o in outcomes.items()} == {
-        (m, i): [f"{m}{i}:0/0"] for m in ("a", "b") for i in range(10)
-    }
-    assert all(o.error is None and o.n_forward == 1 for o in outcomes.values())
-    assert sum(pool.sizes) == 20
-    assert max(pool.sizes) == batch
-
-
-def test_the_last_batches_are_spread_over_the_workers() -> None:
-    pool, task = Counting(4), Batches(n_rounds=1, n_units=1, batch=16)
-    assert len(list(run_jobs([Job(i, task, f"s{i}") for i in range(12)], pool))) == 12
-    assert pool.sizes == [3, 3, 3, 3]
-
-
-@pytest.mark.parametrize("poison", ["", "s1"])
-def test_a_batch_that_fails_is_done_one_by_one(poison: str) -> None:
-    task = Batches(n_rounds=2, n_units=2, fails="s2:0/1", poison=poison, batch=8)
-    jobs = [Job(f"s{i}", task, f"s{i}") for i in range(6)]
-    outcomes = {o.key: o for o in run_jobs(jobs, Counting(1))}
-    assert outcomes.pop("s2").error == "ValueError: planted"
-    assert len(outcomes) == 5
-    for key, outcome in outcomes.items():
-        assert (outcome.error, outcome.n_forward) == (None, 4)
-        assert outcome.result == [f"{key}:{t}/{i}" for t in range(2) for i in range(2)]
-
-
-def test_a_model_that_does_not_load_fails_the_whole_batch(checkpoint: bytes) -> None:
-    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1, 16)
-    jobs = [
-        Job((k, i), GradCam(batch=4), _subjects(1)[0], k) for k in ("bad", "good") for i in "ab"
-    ]
-    outcomes = {o.key: o for o in run_jobs(jobs, pool)}
-    assert all("ModelError" in str(outcomes["bad", i].error) for i in "ab")
-    assert all(outcomes["good", i].error is None for i in "ab")
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> bytes:
     torch.manual_seed(0)
@@ -233,7 +162,7 @@ def test_in_process_and_ray_give_the_same_maps(ray_cluster: None, checkpoint: by
 
 def test_a_checkpoint_that_does_not_load_fails_its_own_images_only(checkpoint: bytes) -> None:
     subject = _subjects(1)[0]
-    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1, 16)
+    pool = LocalPool(lambda key: checkpoint if key == "good" else b"broken", 1)
     jobs = [Job(key, GradCam(), subject, key) for key in ("bad", "good")]
     outcomes = {o.key: o for o in run_jobs(jobs, pool)}
     assert "ModelError" in str(outcomes["bad"].error)

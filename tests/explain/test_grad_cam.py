@@ -159,7 +159,7 @@ def test_maps_in_batches_are_those_of_one_image_at_a_time(
     make_classifier: MakeClassifier, masked: Gray, name: str, batch_size: int
 ) -> None:
     classifier = make_classifier(name)
-    classifier.batch_size = batch_size
+    classifier._batch_size = batch_size
     images = [masked, masked[:, ::-1].copy(), resize_gray(masked, (96, 80)), masked // 2, masked]
     targets = [None, 0, 1, 2, 2]
     together = GradCam().attribute_many(classifier, images, targets)

@@ -81,7 +81,8 @@ def assert_parity(
     classifier: Classifier, image: Gray, seed: int, fill: str, target: int | None = None
 ) -> None:
     theirs = by_library(classifier, image, seed, {"black": 0, "mean": None}[fill], target)
-    lime = Lime.model_validate({"n_samples": N_SAMPLES, "seed": seed, "fill": fill, "chunk": 70})
+    settings = {"n_samples": N_SAMPLES, "seed": seed, "fill": fill, "chunk": 70}
+    lime = Lime.model_validate(settings | {"design": "independent"})
     subject = subject_of(image, target)
     done = finish(lime, subject, classifier)
     ours = lime.merge(subject, done)
@@ -140,8 +141,10 @@ def test_equal_images_are_asked_once_without_effect(
     make_classifier: MakeClassifier, masked: Gray
 ) -> None:
     classifier = make_classifier()
-    once = Lime(n_samples=N_SAMPLES).attribute(classifier, masked)
-    each = Lime(n_samples=N_SAMPLES, deduplicate=False).attribute(classifier, masked)
+    once = Lime(n_samples=N_SAMPLES, design="independent").attribute(classifier, masked)
+    each = Lime(n_samples=N_SAMPLES, design="independent", deduplicate=False).attribute(
+        classifier, masked
+    )
     np.testing.assert_allclose(once.extras["weights"], each.extras["weights"], atol=1e-6)
     assert once.extras["r2"] == pytest.approx(each.extras["r2"], abs=1e-6)
 

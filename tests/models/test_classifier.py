@@ -22,15 +22,16 @@ from torch import nn
 
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone
+from raybench.models.build import build
 from raybench.models.classifier import (
     Card,
     Classifier,
-    build,
     load_checkpoint,
     read_card,
     save_checkpoint,
 )
 from raybench.models.predict import Batch, Predict
+from raybench.models.runtime import Runtime
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 CARD = Card("test_resnet", CLASSES, (64, 64), {"lung_masking": True}, {"val_accuracy": 0.5})
@@ -233,8 +234,10 @@ def test_batch_size_does_not_matter(
     classifier: Classifier, n: int, batch_size: int, seed: int
 ) -> None:
     images = noise(n, seed=seed)
-    whole = Classifier(classifier.net, (64, 64), batch_size=100).predict(images)
-    parts = Classifier(classifier.net, (64, 64), batch_size=batch_size).predict(images)
+    whole = Classifier(classifier.net, (64, 64), runtime=Runtime(batch_size=100)).predict(images)
+    parts = Classifier(classifier.net, (64, 64), runtime=Runtime(batch_size=batch_size)).predict(
+        images
+    )
     assert parts.shape == (n, 3)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
     np.testing.assert_allclose(parts.sum(axis=1), 1, atol=1e-5)

@@ -16,7 +16,8 @@ import torch
 from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.models.backbones import backbone, trainable
-from raybench.models.classifier import Card, build, load_checkpoint
+from raybench.models.build import build
+from raybench.models.classifier import Card, load_checkpoint
 from raybench.training.batches import Images, load_images
 from raybench.training.loop import DivergedError, Trainer
 from raybench.training.recipe import Augment, Recipe

@@ -1,0 +1,115 @@
+"""Perturbed images composed where the model is: a map of regions and a bit for each, no pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raybench.errors import ModelError
+from raybench.types import Gray
+
+
+def check_perturbed(
+    image: Gray, fill: Gray, superpixels: NDArray[np.int32], keep: NDArray[np.bool_]
+) -> None:
+    """Refuse what cannot be composed.
+
+    Raises:
+        ModelError: a shape or dtype is wrong, or a label has no bit.
+    """
+    for name, array in (("image", image), ("fill", fill)):
+        if array.dtype != np.uint8 or array.ndim != 2 or array.shape != image.shape:
+            raise ModelError(
+                f"{name}: expected uint8 {list(image.shape)}, found {array.dtype} "
+                f"{list(array.shape)}"
+            )
+    if superpixels.shape != image.shape or superpixels.dtype.kind not in "iu":
+        raise ModelError(
+            f"superpixels: expected whole numbers {list(image.shape)}, found {superpixels.dtype} "
+            f"{list(superpixels.shape)}"
+        )
+    if keep.dtype != np.bool_ or keep.ndim != 2 or len(keep) == 0:
+        raise ModelError(
+            f"keep: expected bool [n, K] with n > 0, found {keep.dtype} {list(keep.shape)}"
+        )
+    low, high = int(superpixels.min()), int(superpixels.max())
+    if low < 0 or high >= keep.shape[1]:
+        raise ModelError(
+            f"superpixels: expected labels 0 to {keep.shape[1] - 1} (keep has {keep.shape[1]} "
+            f"columns), found {low} to {high}"
+        )
+
+
+class Composer:
+    """The perturbations of one image, on a device.
+
+    Args:
+        image, fill: `[1, C, h, w]` on the device, in the memory format that is wanted.
+        superpixels: `[h, w]`, labels 0 to K - 1.
+        keep: bool `[n, K]`; True shows the image, False the fill.
+    """
+
+    def __init__(
+        self,
+        image: torch.Tensor,
+        fill: torch.Tensor,
+        superpixels: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+    ) -> None:
+        device = image.device
+        self._image, self._fill = image, fill
+        labels = torch.from_numpy(superpixels.astype(np.int64, copy=False).ravel())
+        self._labels = labels.to(device)
+        self._keep = torch.from_numpy(np.ascontiguousarray(keep)).to(device)
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        """Perturbations `start` to `stop`, `[n, C, h, w]`, channels last."""
+        n, (_, channels, height, width) = stop - start, self._image.shape
+        shown = self._keep[start:stop].index_select(1, self._labels).view(n, 1, height, width)
+        batch = torch.empty(
+            (n, channels, height, width),
+            dtype=self._image.dtype,
+            device=self._image.device,
+            memory_format=torch.channels_last,
+        )
+        return torch.where(shown, self._image, self._fill, out=batch)
+
+
+def resize_matrices(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows and columns of `resize_gray` as a pair of matrices.
+
+    Args:
+        shape: `(H, W)` of the image.
+        size: `(h, w)` to come out.
+
+    Returns:
+        `rows` float32 `[h, H]` and `columns` `[W, w]`: `rows @ image @ columns`, rounded, is
+        `resize_gray(image, size)` to within a grey level (OpenCV rounds its coefficients).
+    """
+    shrinks = size[0] <= shape[0] and size[1] <= shape[1]
+    each = _areas if shrinks else _lines
+    return each(shape[0], size[0]), np.ascontiguousarray(each(shape[1], size[1]).T)
+
+
+def _areas(n_in: int, n_out: int) -> NDArray[np.float32]:
+    """Each pixel that comes out is the mean over the stretch of pixels that it covers."""
+    edges = np.arange(n_out + 1) * (n_in / n_out)
+    left, right = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(n_in)[None, :]
+    overlap = np.clip(np.minimum(right, pixel + 1) - np.maximum(left, pixel), 0, None)
+    return np.asarray(overlap / (n_in / n_out), dtype=np.float32)
+
+
+def _lines(n_in: int, n_out: int) -> NDArray[np.float32]:
+    """Each pixel that comes out lies between two; beyond the outermost they are repeated."""
+    place = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+    low = np.floor(place).astype(np.intp)
+    high = np.minimum(low + 1, n_in - 1)
+    matrix = np.zeros((n_out, n_in), np.float32)
+    every = np.arange(n_out)
+    matrix[every, low] += (1 - (place - low)).astype(np.float32)
+    matrix[every, high] += (place - low).astype(np.float32)
+    return matrix
