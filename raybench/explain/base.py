@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -67,6 +68,10 @@ class Explainer(Settings):
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
         """Do one unit. Deterministic: the same unit and classifier, the same answer."""
 
+    def run_many(self, units: Sequence[Unit], classifier: Classifier | None) -> list[Arrays]:
+        """The answers of several units; explainers whose units can share a pass override this."""
+        return [self.run(unit, classifier) for unit in units]
+
     @abstractmethod
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Put the answers of all units together."""
@@ -108,16 +113,9 @@ class Explainer(Settings):
             ExplainError: the image is not uint8 `[H, W]`, the lung mask is not bool of the same
                 shape, a needed one is missing, or the model has no such class.
         """
-        if image.dtype != np.uint8 or image.ndim != 2:
-            raise ExplainError(f"expected a uint8 [H, W] image, got {image.dtype} {image.shape}")
-        if lung_mask is not None and (lung_mask.dtype != bool or lung_mask.shape != image.shape):
-            raise ExplainError(
-                f"expected a bool lung mask of the image's shape {image.shape}, "
-                f"got {lung_mask.dtype} {lung_mask.shape}"
-            )
+        _check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
-        grid = resize_gray(image, classifier.input_size) if self.uses_model else image
-        subject = Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
+        subject = self._subject(classifier, image, target, lung_mask)
         done: dict[str, Arrays] = {}
         started, n_asked = time.perf_counter(), 0
         while units := self.plan(subject, done):
@@ -129,12 +127,88 @@ class Explainer(Settings):
         extras = {**result.extras, "seconds": seconds, "n_asked": n_asked}
         return AttributionMap(result.values, result.target, result.n_forward, extras)
 
+    def attribute_many(
+        self,
+        model: nn.Module | Classifier,
+        images: Sequence[NDArray[np.uint8]],
+        targets: Sequence[int | None] | None = None,
+        lung_masks: Sequence[Mask | None] | None = None,
+    ) -> list[AttributionMap]:
+        """Explain several images in this process, in batches where the explainer can.
+
+        Args:
+            model: as for `attribute`; a bare module is given every image at the first one's size.
+            images: uint8 `[H, W]` each.
+            targets: a class index, or None for the predicted one, for each image; None: all so.
+            lung_masks: bool `[H, W]` or None for each image; None: there are none.
+
+        Returns:
+            A map an image, in order; `extras["seconds"]` is its share of the time.
+
+        Raises:
+            ExplainError: as for `attribute`, or the lists differ in length.
+        """
+        wanted = [None] * len(images) if targets is None else targets
+        lungs = [None] * len(images) if lung_masks is None else lung_masks
+        if not len(images) == len(wanted) == len(lungs):
+            raise ExplainError(
+                f"expected as many targets and lung masks as images ({len(images)}), "
+                f"got {len(wanted)} and {len(lungs)}"
+            )
+        if not images:
+            return []
+        for image, lung_mask in zip(images, lungs, strict=True):
+            _check_image(image, lung_mask)
+        classifier = model if isinstance(model, Classifier) else wrap(model, images[0].shape)
+        subjects = [
+            self._subject(classifier, *each) for each in zip(images, wanted, lungs, strict=True)
+        ]
+        started = time.perf_counter()
+        found = self._explain(subjects, classifier)
+        extras = {"seconds": (time.perf_counter() - started) / len(images)}
+        return [
+            replace(one, extras={**one.extras, **extras, "n_asked": one.n_forward}) for one in found
+        ]
+
+    def _explain(self, subjects: Sequence[Subject], classifier: Classifier) -> list[AttributionMap]:
+        """Round by round: what all subjects need next is asked together."""
+        done: list[dict[str, Arrays]] = [{} for _ in subjects]
+        while planned := [
+            (number, unit)
+            for number, subject in enumerate(subjects)
+            for unit in self.plan(subject, done[number])
+        ]:
+            answers = self.run_many([unit for _, unit in planned], classifier)
+            for (number, unit), answer in zip(planned, answers, strict=True):
+                done[number][unit.name] = answer
+        return [self.merge(s, answers) for s, answers in zip(subjects, done, strict=True)]
+
+    def _subject(
+        self,
+        classifier: Classifier,
+        image: NDArray[np.uint8],
+        target: int | None,
+        lung_mask: Mask | None,
+    ) -> Subject:
+        grid = resize_gray(image, classifier.input_size) if self.uses_model else image
+        return Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
+
     def _answer(
         self, unit: Unit, classifier: Classifier, store: AnswerStore | None
     ) -> tuple[Arrays, int]:
         if store is None:
             return self.run(unit, classifier), unit.n_forward
         return store.answer(unit, classifier.identity, lambda: self.run(unit, classifier))
+
+
+def _check_image(image: NDArray[np.uint8], lung_mask: Mask | None) -> None:
+    if image.dtype != np.uint8 or image.ndim != 2:
+        raise ExplainError(f"expected a uint8 [H, W] image, got {image.dtype} {image.shape}")
+    if lung_mask is not None and (lung_mask.dtype != bool or lung_mask.shape != image.shape):
+        raise ExplainError(
+            f"expected a bool lung mask of the image's shape {image.shape}, "
+            f"got {lung_mask.dtype} {lung_mask.shape}"
+        )
 
 
 def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:

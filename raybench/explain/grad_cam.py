@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
+from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
 from raybench.models.backbones import module_at
@@ -47,37 +49,24 @@ class GradCam(Explainer):
                 feature map.
             ModelError: there is no such layer.
         """
-        # Imported here: it brings scikit-learn and matplotlib along, seconds that every process
-        # would pay that only reads the settings.
-        from pytorch_grad_cam import GradCAM
+        return self.run_many([unit], classifier)[0]
 
-        model = need_classifier(unit, classifier)
+    def run_many(self, units: Sequence[Unit], classifier: Classifier | None) -> list[Arrays]:
+        """Several units with one forward and one backward pass for each batch of the classifier.
+
+        What is differentiated is the sum of the targets' logits. In evaluation mode no image sees
+        another, so each gets the gradient of its own logit; maps equal those of `run` to 1e-6,
+        not to the bit, because convolutions add up in another order.
+        """
+        if not units:
+            return []
+        model = need_classifier(units[0], classifier)
         path = self.layer or model.cam_layer
         if path is None:
             raise ExplainError("grad_cam: name the layer, this model has no entry in the table")
-        layer = module_at(model.net, path)
-        # A frozen network gives its layers' outputs no gradient and the library's hook then stays
-        # silent; an input that asks for one gives it back whatever is frozen.
-        inputs = model.prepare(unit.payload["image"][None]).requires_grad_(True)
-        with untouched(model.net), torch.enable_grad():
-            cam = GradCAM(model=model.net, target_layers=[layer])
-            seen = cam.activations_and_grads
-            try:
-                scores = seen(inputs)[0]
-                chosen = target_class(scores.detach().cpu().numpy(), unit.payload["target"])
-                if scores.requires_grad:
-                    scores[chosen].backward()
-                _check(path, seen.gradients)
-                raw = cam.get_cam_image(
-                    inputs, layer, None, seen.activations[0].numpy(), seen.gradients[0].numpy()
-                )[0]
-            finally:
-                seen.release()
-        rectified = np.maximum(np.asarray(raw, dtype=np.float32), 0)
-        return {
-            "map": to_shape(rectified, model.input_size, smooth=True),
-            "target": np.array(chosen),
-        }
+        layer, step = module_at(model.net, path), model.batch_size
+        batches = (units[i : i + step] for i in range(0, len(units), step))
+        return [answer for batch in batches for answer in _maps(batch, model, path, layer)]
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """The map at the ground truth's resolution."""
@@ -87,6 +76,38 @@ class GradCam(Explainer):
             target=int(answer["target"]),
             n_forward=1,
         )
+
+
+def _maps(units: Sequence[Unit], model: Classifier, path: str, layer: nn.Module) -> list[Arrays]:
+    """The answers to one batch."""
+    # Imported here: it brings scikit-learn and matplotlib along, seconds that every process
+    # would pay that only reads the settings.
+    from pytorch_grad_cam import GradCAM
+
+    images = [resize_gray(unit.payload["image"], model.input_size) for unit in units]
+    # A frozen network gives its layers' outputs no gradient and the library's hook then stays
+    # silent; an input that asks for one gives it back whatever is frozen.
+    inputs = model.prepare(np.stack(images)).requires_grad_(True)
+    with untouched(model.net), torch.enable_grad():
+        cam = GradCAM(model=model.net, target_layers=[layer])
+        seen = cam.activations_and_grads
+        try:
+            logits = seen(inputs)
+            rows = zip(logits.detach().cpu().numpy(), units, strict=True)
+            chosen = [target_class(scores, unit.payload["target"]) for scores, unit in rows]
+            if logits.requires_grad:
+                logits[range(len(units)), chosen].sum().backward()
+            _check(path, seen.gradients)
+            raw = cam.get_cam_image(
+                inputs, layer, None, seen.activations[0].numpy(), seen.gradients[0].numpy()
+            )
+        finally:
+            seen.release()
+    rectified = np.maximum(np.asarray(raw, dtype=np.float32), 0)
+    return [
+        {"map": to_shape(values, model.input_size, smooth=True), "target": np.array(target)}
+        for values, target in zip(rectified, chosen, strict=True)
+    ]
 
 
 def _check(path: str, gradients: list[torch.Tensor]) -> None:

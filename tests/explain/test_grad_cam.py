@@ -151,3 +151,40 @@ def test_untouched_gives_everything_back_after_an_error() -> None:
     assert (first.requires_grad, second.requires_grad) == (True, False)
     assert first.grad is given
     assert second.grad is None
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_maps_in_batches_are_those_of_one_image_at_a_time(
+    make_classifier: MakeClassifier, masked: Gray, name: str, batch_size: int
+) -> None:
+    classifier = make_classifier(name)
+    classifier._batch_size = batch_size
+    images = [masked, masked[:, ::-1].copy(), resize_gray(masked, (96, 80)), masked // 2, masked]
+    targets = [None, 0, 1, 2, 2]
+    together = GradCam().attribute_many(classifier, images, targets)
+    apart = [
+        GradCam().attribute(classifier, image, target)
+        for image, target in zip(images, targets, strict=True)
+    ]
+    assert len(together) == len(images)
+    for image, ours, single in zip(images, together, apart, strict=True):
+        assert ours.values.shape == image.shape
+        assert (ours.target, ours.n_forward) == (single.target, 1)
+        np.testing.assert_allclose(ours.values, single.values, rtol=0, atol=1e-6)
+    assert sum(bool(one.values.any()) for one in apart) >= 3
+    assert not np.allclose(together[3].values, together[4].values, rtol=0, atol=1e-6)
+
+
+def test_a_batch_is_one_pass(make_classifier: MakeClassifier, masked: Gray) -> None:
+    classifier, seen = make_classifier(), []
+    handle = classifier.net.register_forward_hook(lambda m, x, y: seen.append(len(y)))
+    GradCam().attribute_many(classifier, [masked] * 20)
+    handle.remove()
+    assert seen == [16, 4]
+
+
+def test_lists_that_do_not_match_are_refused(make_classifier: MakeClassifier, masked: Gray) -> None:
+    with pytest.raises(ExplainError, match=r"as many targets and lung masks as images \(2\)"):
+        GradCam().attribute_many(make_classifier(), [masked] * 2, [0])
+    assert GradCam().attribute_many(make_classifier(), []) == []
