@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from raybench.errors import ModelError
 from raybench.executor import Execution, Job, make_pool
 from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool, Resident
-from raybench.explain import Lime
+from raybench.explain import Explainer, GradCam, Lime
 from raybench.models.build import build
 from raybench.models.classifier import Card, save_checkpoint
 from raybench.models.runtime import Runtime, split_key, with_precision
 from raybench.storage import Storage
-from raybench.studies.precision import choose_precision, decide
+from raybench.studies.precision import choose_precision, decide, model_keys
 from raybench.tracking.events import EventLog
-from raybench.types import Subject, Unit
+from raybench.types import Subject, Unit, XrayRecord
 
 
 def field(n_salient: int, n: int = 400) -> np.ndarray:
@@ -137,3 +138,37 @@ def test_settings_reach_the_classifier(checkpoint: bytes) -> None:
     assert classifier.runtime == Runtime("torch", "bfloat16", 5, 1)
     assert classifier.batch_size == 5
     assert Execution().runtime == Runtime("torch", "float32", None, 1)
+
+
+def test_keys_name_a_precision_only_where_there_is_one_to_choose(
+    checkpoint: bytes, jobs: list[Job], tmp_path: Path
+) -> None:
+    made: list[tuple[str, str]] = []
+
+    def make_job(trial_id: str, explainer: Explainer, record: XrayRecord) -> Job:
+        made.append((trial_id, record.image_id))
+        return jobs[len(made) % 3]
+
+    def keys(device: str, precision: str, *explainers: Explainer) -> dict[str, str]:
+        context = SimpleNamespace(
+            config=SimpleNamespace(
+                explain=SimpleNamespace(explainers=explainers),
+                execution=Execution(precision=precision),
+            ),
+            explained={"Val": tuple(XrayRecord(f"i{n}", "Val", "a", "") for n in range(7))},
+            run=SimpleNamespace(events=events),
+        )
+        pool = LocalPool(lambda key: checkpoint, 1)
+        pool.device = device  # a GPU's choice, made on a CPU
+        return model_keys(context, pool, ["t0", "t1"], make_job)
+
+    events, lime = EventLog(Storage(str(tmp_path))), Lime(n_samples=60)
+    assert keys("cpu", "auto", lime) == {}
+    assert keys("cuda", "float32", lime) == {}
+    assert keys("cuda", "auto", GradCam()) == {}
+    assert events.read() == made == []
+    found = keys("cuda", "auto", GradCam(), lime)
+    assert made == [(t, i) for t in ("t0", "t1") for i in ("i0", "i2", "i4")]
+    chosen = {event["trial_id"]: event["precision"] for event in events.read()}
+    assert found == {trial: f"{trial}@{precision}" for trial, precision in chosen.items()}
+    assert set(found) == {"t0", "t1"}
