@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from raybench.data.preprocess import resize_gray
 from raybench.errors import RaybenchError
 from raybench.executor import Job, Outcome, Pool, message, run_jobs
-from raybench.explain import Explainer
+from raybench.explain import Explainer, Lime
 from raybench.studies.context import Context, progress_bar
+from raybench.studies.precision import model_keys
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
 from raybench.types import Split, Subject, Unit, XrayRecord
 
@@ -74,9 +75,16 @@ def explain(
     with context.stage("explaining", maps=len(everything)):
         if not todo:
             return
+        asked = sorted({item.trial_id for item in todo if isinstance(item.explainer, Lime)})
+        keys = model_keys(
+            context,
+            pool,
+            asked,
+            lambda trial, lime, record: _job(context, Item(trial, lime, record), sizes),
+        )
         progress = _Progress(todo)
         writer = _Writer(context)
-        jobs = _jobs(context, todo, sizes, writer)
+        jobs = _jobs(context, todo, sizes, keys, writer)
         try:
             for outcome in run_jobs(jobs, pool, progress.unit):
                 assert isinstance(outcome.key, Item)
@@ -113,16 +121,24 @@ def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int
 
 
 def _jobs(
-    context: Context, todo: Sequence[Item], sizes: dict[str, tuple[int, int]], writer: _Writer
+    context: Context,
+    todo: Sequence[Item],
+    sizes: dict[str, tuple[int, int]],
+    keys: dict[str, str],
+    writer: _Writer,
 ) -> Iterator[Job]:
-    """A job for each item; an image that cannot be read any more is recorded for itself."""
+    """A job for each item; an image that cannot be read any more is recorded for itself.
+
+    Args:
+        keys: of the models by trial, where they differ from the trial's id.
+    """
     for item in todo:
         try:
             job = _job(context, item, sizes)
         except RaybenchError as error:
             writer.add(Outcome(item, None, message(error), 0.0, 0))
             continue
-        yield job
+        yield replace(job, model=keys.get(item.trial_id, job.model))
 
 
 def _job(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:

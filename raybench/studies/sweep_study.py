@@ -17,6 +17,7 @@ from raybench.executor import Pool, make_pool
 from raybench.explain import WholeLung
 from raybench.models.backbones import module_at
 from raybench.models.build import build
+from raybench.models.runtime import check_backend
 from raybench.storage import Storage
 from raybench.studies.context import Context, explained_images, progress_bar
 from raybench.studies.explain_stage import explain
@@ -95,6 +96,8 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     check(records, dataset, SPLITS)
     _check_tracking(config, resume)
     _check_explainers(config)
+    if config.execution.backend == "openvino":  # whether others can run, the workers will say
+        check_backend("openvino", "cpu")
     explainers = config.explain.explainers
     needs_lungs = config.preprocess.lung_masking or any(
         e.clip_to_lungs or isinstance(e, WholeLung) for e in explainers

@@ -8,6 +8,8 @@ Kinds that the studies write, with their fields beside `time` and `kind`:
   train_loss, train_accuracy, val_loss, val_accuracy, seconds
 - `trial_finished`: trial_id, status (`finished`, `stopped` or `failed`), error
 - `stage_started`: stage; `stage_finished`: stage, seconds and counts
+- `precision_chosen`: trial_id, precision (`float32` or `bfloat16`), ious (of the salient masks of a
+  few Val images under both), errors
 - `warning`: message
 - `sweep_finished`
 

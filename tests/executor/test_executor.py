@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.executor import Execution, Job, make_pool, run_jobs
 from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool
+from raybench.executor.room import room_for_helpers
 from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
 from raybench.models.build import build
 from raybench.models.classifier import Card, Classifier, save_checkpoint
@@ -68,7 +71,7 @@ class Shuffled:
         random.Random(self.seed + len(self.submitted)).shuffle(self._flying)
         ticket, task, unit = self._flying.pop()
         try:
-            return Answer(ticket, task.run(unit, None), None, 0.5)
+            return Answer(ticket, task.run(unit, None), None, 0.5, unit.n_forward)
         except ValueError as error:
             return Answer(ticket, None, str(error), 0.5)
 
@@ -170,7 +173,7 @@ def test_a_checkpoint_that_does_not_load_fails_its_own_images_only(checkpoint: b
 
 
 def test_a_killed_worker_costs_nothing_but_time(ray_cluster: None, checkpoint: bytes) -> None:
-    import os
+
     import signal
 
     import ray
@@ -189,3 +192,92 @@ def test_a_killed_worker_costs_nothing_but_time(ray_cluster: None, checkpoint: b
     pool.close()
     assert len(outcomes) == len(subjects) == len({k[1] for k in whole})
     assert all(o.error is None and o.n_forward > 0 for o in outcomes.values())
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where its units ran: first without a model, then with one."""
+
+    def plan(self, subject: str, done: Mapping[str, Arrays]) -> list[Unit]:
+        if not done:
+            return [Unit("free", {}, needs_model=False)]
+        return [Unit(f"asked{i}", {}) for i in range(4)] if len(done) == 1 else []
+
+    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
+        assert (classifier is None) == (unit.name == "free")
+        return {"pid": np.array(os.getpid())}
+
+    def merge(self, subject: str, done: Mapping[str, Arrays]) -> tuple[int, set[int]]:
+        asked = {int(a["pid"]) for name, a in done.items() if name != "free"}
+        return int(done["free"]["pid"]), asked
+
+
+def test_helpers_do_what_needs_no_model_and_workers_the_rest(
+    ray_cluster: None, checkpoint: bytes
+) -> None:
+    """Two cores play a worker with a GPU and its helper."""
+    import ray
+
+    from raybench.executor.over_ray import RayPool
+
+    # Workers cannot import a test: its classes travel whole.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    pool = RayPool(lambda key: checkpoint, n_workers=1, cpus=1, gpus=0, n_helpers=1)
+    worker, helper = (ray.get(actors[0].pid.remote()) for actors in (pool._workers, pool._helpers))
+    assert (pool.slots, pool.free_slots) == (2, 2)
+    outcomes = list(run_jobs((Job(i, Places(), "", "t0") for i in range(9)), pool))
+    pool.close()
+    assert sorted(o.key for o in outcomes) == list(range(9))
+    assert {o.error for o in outcomes} == {None}
+
+    for outcome in outcomes:
+        assert outcome.result == (helper, {worker})
+
+
+@dataclass
+class Sided(Shuffled):
+    """A pool with helpers; counts what is in flight on either side."""
+
+    free_slots: int = 3
+    most_free: int = 0
+
+    def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
+        super().submit(ticket, task, unit, model)
+        free = [u for _, _, u in self._flying if not u.needs_model]
+        self.most_free = max(self.most_free, len(free))
+        assert len(free) <= self.free_slots
+        assert len(self._flying) - len(free) <= self.slots
+
+
+@dataclass(frozen=True)
+class Ahead(Rounds):
+    """The first round needs no model, the second does."""
+
+    def plan(self, subject: str, done: Mapping[str, Arrays]) -> list[Unit]:
+        return [replace(u, needs_model=bool(done)) for u in super().plan(subject, done)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_helpers_get_young_jobs_ready_while_workers_are_busy(seed: int) -> None:
+    pool, read = Sided(slots=2, seed=seed), []
+
+    def jobs():
+        for i in range(30):
+            read.append(i)
+            yield Job(f"s{i}", Ahead(fails="s3:0/1"), f"s{i}")
+
+    feed = run_jobs(jobs(), pool)
+    outcomes = [next(feed)]
+    assert len(read) <= 2 + 3 + 1
+    outcomes += list(feed)
+    assert len(outcomes) == 30
+    assert [o.key for o in outcomes if o.error] == ["s3"]
+    assert (pool.most_free, pool.most) == (3, 5)
+
+
+def test_helpers_find_room_beside_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 3.5}]
+    monkeypatch.setattr("raybench.executor.room.nodes", lambda: there)
+    assert room_for_helpers(cpus=1, n_workers=1) == 4
+    assert room_for_helpers(cpus=4, n_workers=4) == 3
+    assert room_for_helpers(cpus=8, n_workers=3) == 0

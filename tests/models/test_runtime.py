@@ -365,3 +365,17 @@ def test_a_backend_that_cannot_run_here_says_what_to_do(
 def test_a_runtime_refuses_what_it_does_not_know(settings_: dict[str, object], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         Runtime(**settings_)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(64, 64), (96, 80)])
+def test_a_gpu_answers_as_a_cpu_does(size: tuple[int, int]) -> None:
+    asked = question(40, size)
+    expected = Classifier(steep(), (64, 64)).predict_perturbed(*asked)
+    classifier = Classifier(steep(), (64, 64), device="cuda")
+    # Resized images may differ by a grey level here and there.
+    atol = 1e-3 if size == (64, 64) else 0.02
+    np.testing.assert_allclose(classifier.predict_perturbed(*asked), expected, atol=atol)
+    assert classifier.batch_size >= 16
+    rough = Classifier(steep(), (64, 64), device="cuda", runtime=Runtime(precision="bfloat16"))
+    np.testing.assert_allclose(rough.predict_perturbed(*asked), expected, atol=0.05)
