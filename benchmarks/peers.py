@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from benchmarks._competitors import Peers, Worker, as_units
@@ -39,6 +40,7 @@ from raybench.explain import Lime
 from raybench.models.backbones import backbone
 from raybench.models.build import build
 from raybench.models.classifier import Card, read_card, save_checkpoint
+from raybench.models.runtime import CPU_BATCH
 from raybench.types import Gray, Subject
 
 TARGETS = {"tf_efficientnet_lite0": 3.0, "densenet121": 1.3}
@@ -93,30 +95,30 @@ def picture(path: Path | None, size: tuple[int, int]) -> Gray:
 
 
 def lime_turn(crew: Crew, args: argparse.Namespace, subject: Subject, **settings: Any) -> Turn:
-    """A slice of an explanation's units; samples stood for a second.
+    """A slice of an explanation's units for each worker; samples stood for a second.
 
-    Planning the whole is timed once and charged to the rounds in equal parts, so equal perturbed
-    images are found among all samples; the fit, some milliseconds, is charged the same way.
+    Planning and fitting the whole are timed once (the fit on made-up answers, which cost the same)
+    and charged by share, so equal perturbed images are found among all samples. Where the units
+    do not fill every round, they come round again: no worker idles, as none does in a sweep.
     """
     backend = settings.pop("backend", "torch")
     superpixels = Lime().superpixels.segment(subject.image)
     drawn: dict[str, Any] = {"n_samples": args.samples, "design": "independent", **settings}
-    labels = {"superpixels": {"labels": superpixels}}
     n_asked = sum(u.n_forward for u in as_units(Lime(**drawn), subject, superpixels))
-    explainer = Lime(**drawn, chunk=max(1, -(-n_asked // (args.rounds * args.workers))))
+    share = -(-n_asked // (args.rounds * args.workers))
+    explainer = Lime(**drawn, chunk=max(CPU_BATCH, share))
     started = time.perf_counter()
     units = as_units(explainer, subject, superpixels)
-    planning = time.perf_counter() - started
+    made_up = {u.name: {"answers": np.full((u.n_forward, 3), 1 / 3)} for u in units}
+    explainer.merge(subject, {"superpixels": {"labels": superpixels}, **made_up})
+    aside = (time.perf_counter() - started) / n_asked
 
     def turn(number: int) -> float:
         start = number * args.workers
-        own = [units[start + i : start + i + 1] for i in range(args.workers)]
-        seconds, answers = crew.ask([("lime", backend, explainer, one) for one in own])
-        done = {**labels, **{name: a for part in answers for name, a in part}}
-        n = sum(unit.n_forward for one in own for unit in one)
-        if len(done) - 1 == len(units):
-            explainer.merge(subject, done)
-        return args.samples * n / n_asked / (seconds + planning * n / n_asked)
+        own = [units[(start + i) % len(units)] for i in range(args.workers)]
+        seconds, _ = crew.ask([("lime", backend, explainer, [one]) for one in own])
+        n = sum(unit.n_forward for unit in own)
+        return args.samples * n / n_asked / (seconds + aside * n)
 
     return turn
 
