@@ -1,12 +1,13 @@
 """How few forward passes LIME can do with: designs against lime's own coin flips.
 
-    python benchmarks/frugality.py --data DATA --checkpoint FILE.safetensors
+    python -m benchmarks.frugality --data DATA --checkpoint FILE.safetensors
         [--images 10] [--draws 4] [--store FOLDER] [--backend openvino] [--json FILE] [--plot FILE]
 
 Every explanation is held against that of a fresh reference, 10,000 independent samples of the same
 image, both fitted as lime fits: Spearman's correlation of the weights of the superpixels that hold
-anything, and IoU of the salient masks (above 0.5 of the map scaled to [0, 1]). DATA is laid out like
-COVID-QU-Ex, FILE a checkpoint of raybench. Answers are kept in the store: interrupted, it goes on.
+anything, and IoU of the salient masks (above 0.5 of the map scaled to [0, 1]). DATA is laid out
+like COVID-QU-Ex, FILE a checkpoint of raybench. Answers are kept in the store: interrupted, it goes
+on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from raybench.answers import AnswerStore
 from raybench.data import CovidQuEx
-from raybench.data.preprocess import Preprocess
+from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.explain import Lime
 from raybench.explain.perturbation import active_superpixels
 from raybench.models.classifier import Classifier
@@ -112,8 +113,6 @@ def work(number: int, image: Gray, options: argparse.Namespace) -> list[dict[str
 def held(found: AttributionMap, reference: AttributionMap, image: Gray) -> dict[str, Any]:
     """An explanation held against the reference."""
     labels = reference.extras["superpixels"]
-    from raybench.data.preprocess import resize_gray
-
     grid = resize_gray(image, labels.shape)
     active = active_superpixels(grid, np.zeros_like(grid), labels)
     ours, theirs = found.extras["weights"], reference.extras["weights"]
@@ -164,7 +163,10 @@ def plot(means: pd.DataFrame, path: Path) -> None:
     lime = means[(means.design == LIME[0]) & (means.n_samples == LIME[1])].iloc[0]
     adaptive = means[means.design.str.startswith("adaptive")]
     for ax, key, name in zip(
-        axes, ("spearman", "iou"), ("Spearman of the weights", "IoU of the salient masks"), strict=True
+        axes,
+        ("spearman", "iou"),
+        ("Spearman of the weights", "IoU of the salient masks"),
+        strict=True,
     ):
         for design in SIZES:
             part = means[means.design == design].sort_values("passes")

@@ -37,6 +37,7 @@ def to_row(
         "grid_width": 0,
         "superpixels": b"",
         "weights": b"",
+        "uncertainty": b"",
         "r2": float("nan"),
     }
     if result is None:
@@ -54,7 +55,8 @@ def to_row(
         labels = np.ascontiguousarray(result.extras["superpixels"], dtype="<i4")
         row["grid_height"], row["grid_width"] = labels.shape
         row["superpixels"] = labels.tobytes()
-        row["weights"] = np.ascontiguousarray(result.extras["weights"], dtype="<f8").tobytes()
+        for name in ("weights", "uncertainty"):
+            row[name] = np.ascontiguousarray(result.extras[name], dtype="<f8").tobytes()
     return row
 
 

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,9 +137,17 @@ def _subjects(n: int) -> list[Subject]:
     return subjects
 
 
-def _maps(execution: Execution, checkpoint: bytes, subjects: list[Subject]) -> dict:
-    explainers = (Lime(n_samples=60, chunk=17), GradCam(), WholeLung(), RandomSuperpixels())
-    pool = make_pool(execution, lambda key: checkpoint)
+def _maps(
+    execution: Execution, checkpoint: bytes, subjects: list[Subject], store: str | None = None
+) -> dict:
+    explainers = (
+        Lime(n_samples=60, chunk=17),
+        Lime(label="adaptive", n_samples=60, chunk=17, adaptive=0.4),
+        GradCam(),
+        WholeLung(),
+        RandomSuperpixels(),
+    )
+    pool = make_pool(execution, lambda key: checkpoint, store)
     jobs = [
         Job((e.title, s.image_id), e, s, "t0" if e.uses_model else None)
         for s in subjects
@@ -155,12 +164,27 @@ def test_in_process_and_ray_give_the_same_maps(ray_cluster: None, checkpoint: by
     local = _maps(Execution(mode="local"), checkpoint, subjects)
     spread = _maps(Execution(mode="ray", workers=2), checkpoint, subjects)
     assert local.keys() == spread.keys()
-    assert len(local) == 12
+    assert len(local) == 15
     for key, one in local.items():
         assert one.error is None
         assert spread[key].error is None
         np.testing.assert_array_equal(one.result.values, spread[key].result.values)
         assert one.n_forward == spread[key].n_forward == one.result.n_forward
+
+
+def test_what_workers_asked_nobody_asks_again(
+    ray_cluster: None, checkpoint: bytes, tmp_path: Path
+) -> None:
+    subjects, store = _subjects(2), str(tmp_path / "answers")
+    first = _maps(Execution(mode="ray", workers=2), checkpoint, subjects, store)
+    again = _maps(Execution(mode="local"), checkpoint, subjects, store)
+    for (title, image_id), one in again.items():
+        before = first[title, image_id]
+        assert one.error is before.error is None
+        np.testing.assert_array_equal(one.result.values, before.result.values)
+        assert one.result.n_forward == before.result.n_forward
+        assert one.n_forward == (1 if title == "grad_cam" else 0), title
+    assert sum(o.n_forward for (title, _), o in first.items() if title == "lime") > 0
 
 
 def test_a_checkpoint_that_does_not_load_fails_its_own_images_only(checkpoint: bytes) -> None:
