@@ -41,9 +41,9 @@ from raybench.types import AttributionMap, Gray
 REFERENCE_SEED = 987_654
 SIZES = {
     "independent": (128, 256, 512, 1000),
-    "paired": (64, 128, 256, 384, 512),
-    "orthogonal": (64, 128, 256, 384, 512),
-    "completed": (64, 128, 256, 384, 512),
+    "paired": (64, 128, 192, 256, 320, 384, 448, 512),
+    "orthogonal": (64, 128, 192, 256, 320, 384, 448, 512),
+    "completed": (64, 128, 192, 256, 320, 384, 448, 512),
 }
 TOLERANCES = (0.2, 0.15, 0.1, 0.05)
 LIME = ("independent", 1000)
