@@ -127,7 +127,7 @@ def test_help_lists_every_setting_with_type_default_and_meaning() -> None:
         "--backbones.N.phases.N.lr <float|searched, above 0> (required) learning rate at its start",
         "--backbones.N.optimizer <adam|adamw|sgd> = adam the optimiser",
         "--explain.n_val <int|null, at least 1> = null Val images with infection explained",
-        "--explain.explainers.lime.n_samples <int, at least 10, at most 1000000> = 1000",
+        "--explain.explainers.lime.n_samples <int, at least 10, at most 1000000> = 448",
         "(explain.explainers: grad_cam) Activations of one layer, weighted by",
         "(data: phantom) Phantom chest X-rays",
         "--dry-run print the resolved configuration and the plan, and stop",

@@ -29,9 +29,11 @@ class Execution(Settings):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of each actor, fractions too; null: one where there is one"
     )
-    backend: Literal["auto", "torch", "compile", "openvino"] = Field(
+    backend: Literal["auto", "torch", "folded", "compile", "openvino"] = Field(
         "auto",
-        description="what runs forward passes; auto: torch; openvino: on CPUs, an extra to install",
+        description="what runs forward passes; auto: on a CPU torch with normalisations folded "
+        "into convolutions where the network allows it, else torch as it is; openvino: on CPUs, an "
+        "extra to install",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -58,7 +60,7 @@ class Execution(Settings):
     def runtime(self) -> Runtime:
         """How workers make forward passes, where a model's key names no precision of its own."""
         return Runtime(
-            backend="torch" if self.backend == "auto" else self.backend,
+            backend=self.backend,
             precision="float32" if self.precision == "auto" else self.precision,
             batch_size=self.batch_size,
             n_threads=self.cpus_per_worker,

@@ -19,7 +19,7 @@ from raybench.data.preprocess import resize_gray
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import brief, build
-from raybench.models.forward import Compose, evaluating, in_batches, make_forward
+from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
 from raybench.models.perturbed import Composer, check_perturbed, resize_matrices
 from raybench.models.runtime import (
     CPU_BATCH,
@@ -131,9 +131,9 @@ class Classifier:
         self.classes = tuple(classes)
         self.cam_layer = cam_layer
         self.device = torch.device(device)
-        self.runtime = runtime
+        self.runtime, passed = settle(self.net, runtime, self.device, input_size)
         self.identity = self._identity(checkpoint, mean, std)
-        self._forward = make_forward(self.net, runtime, self.device)
+        self._forward = make_forward(passed, self.runtime, self.device)
         self._batch_size = runtime.batch_size
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255.0
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255.0

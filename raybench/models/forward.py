@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from raybench.errors import ModelError
+from raybench.models.fold import fold
 from raybench.models.runtime import Runtime, check_backend, is_out_of_memory, release_memory
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -19,6 +21,10 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 Compose = Callable[[int, int], torch.Tensor]
 """Makes the normalised images from one index up to another, float `[m, 3, H, W]`."""
+
+
+_CLOSE = 1e-4
+"""How far logits may be off after folding, as a share of the largest."""
 
 
 @contextmanager
@@ -33,11 +39,43 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def settle(
+    net: nn.Module, runtime: Runtime, device: torch.device, input_size: tuple[int, int]
+) -> tuple[Runtime, nn.Module]:
+    """The runtime with `auto` decided, and the network that its passes go through.
+
+    Raises:
+        ModelError: `folded` was asked for by name and the network does not allow it.
+    """
+    wanted = runtime.backend
+    if wanted == "folded" or (wanted == "auto" and device.type == "cpu"):
+        folded = fold(net)
+        if folded is not None and _agree(net, folded, input_size, device):
+            return replace(runtime, backend="folded"), folded
+        if wanted == "folded":
+            raise ModelError(
+                "backend: expected a network that torch.fx can trace, with a batch normalisation "
+                f"behind a convolution, found {type(net).__name__}; choose auto or torch"
+            )
+    return replace(runtime, backend="torch" if wanted == "auto" else wanted), net
+
+
+def _agree(
+    net: nn.Module, other: nn.Module, input_size: tuple[int, int], device: torch.device
+) -> bool:
+    """Whether two networks give the same logits; a trace may have missed a turn of the code."""
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn((2, 3, *input_size), generator=generator).to(device)
+    with evaluating(net), torch.no_grad():
+        expected, found = net(batch), other(batch)
+    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max().clamp(min=1e-6))
+
+
 def make_forward(net: nn.Module, runtime: Runtime, device: torch.device) -> Forward:
-    """The forward pass of a module under a runtime.
+    """The forward pass of a module under a runtime that `settle` returned.
 
     Called in evaluation and inference mode. OpenVINO takes the weights as they are at the first
-    pass; the other two follow the module.
+    pass; the others follow the module.
 
     Raises:
         ModelError: the backend cannot run here.

@@ -15,7 +15,7 @@ import torch
 
 from raybench.errors import ModelError
 
-Backend = Literal["torch", "compile", "openvino"]
+Backend = Literal["auto", "torch", "folded", "compile", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 
 CPU_BATCH = 16
@@ -38,8 +38,10 @@ class Runtime:
     """How forward passes are made.
 
     Attributes:
-        backend: `torch` runs the module as it is, `compile` through `torch.compile`, `openvino`
-            converts it once (CPUs only). Gradients always go through the module in float32.
+        backend: `torch` runs the module as it is, `folded` a copy with its normalisations folded
+            into its convolutions, `compile` through `torch.compile`, `openvino` converts it once
+            (CPUs only); `auto` is `folded` on a CPU where the network allows it, else `torch`.
+            Gradients always go through the module in float32.
         precision: of the arithmetic; `bfloat16` is autocast for torch, a hint for OpenVINO.
         batch_size: images a pass; None: 16 on a CPU, what is fastest on a GPU.
         n_threads: of OpenVINO; None leaves it to OpenVINO. (torch's own are the process's.)
