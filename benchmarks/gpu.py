@@ -1,6 +1,6 @@
 """How near LIME comes to the bare forward pass of its classifier, on one GPU (or a CPU).
 
-    python benchmarks/gpu.py [--model convnext_base] [--samples 1000] [--images 20] [--json FILE]
+    python -m benchmarks.gpu [--model convnext_base] [--samples 1000] [--images 20] [--json FILE]
 
 Needs torch, timm and raybench; no Ray, no data, no weights: phantom X-rays and a network as it is
 drawn. For each image the engine (plan, perturb, predict, fit, paint) and as many bare passes of the

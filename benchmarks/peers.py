@@ -109,7 +109,9 @@ def lime_turn(crew: Crew, args: argparse.Namespace, subject: Subject, **settings
     drawn: dict[str, Any] = {"n_samples": args.samples, "design": "independent", **settings}
     n_asked = sum(u.n_forward for u in as_units(Lime(**drawn), subject, superpixels))
     share = -(-n_asked // (args.rounds * args.workers))
-    explainer = Lime(**drawn, chunk=max(CPU_BATCH, share))
+    batch = CPU_BATCH[backend]
+    whole = -(-share // batch) * batch  # whole batches, as a sweep's units are
+    explainer = Lime(**drawn, chunk=whole)
     started = time.perf_counter()
     units = as_units(explainer, subject, superpixels)
     made_up = {u.name: {"answers": np.full((u.n_forward, 3), 1 / 3)} for u in units}

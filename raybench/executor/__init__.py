@@ -41,7 +41,9 @@ class Execution(Settings):
         "Val images stay the same, else float32",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="images a forward pass; null: what is fastest on a GPU, 16 on a CPU"
+        None,
+        ge=1,
+        description="images a forward pass; null: what is fastest on a GPU, 16 or 32 on a CPU",
     )
     cpus: int | None = Field(
         None, ge=1, description="cores of a Ray that is started here; null: all of the machine"

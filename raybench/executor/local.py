@@ -12,7 +12,7 @@ import torch
 from raybench.answers import AnswerStore
 from raybench.executor.jobs import Answer, Task, message
 from raybench.models.classifier import Classifier
-from raybench.models.runtime import EAGER, Runtime, check_backend, split_key
+from raybench.models.runtime import EAGER, Runtime, check_backend, keep_memory, split_key
 from raybench.types import Unit
 
 
@@ -82,6 +82,7 @@ class LocalPool:
     ) -> None:
         self._store = None if store is None else AnswerStore(store)
         torch.set_num_threads(n_threads)
+        keep_memory()
         self._models = models
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_backend(runtime.backend, self.device)

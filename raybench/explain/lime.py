@@ -70,8 +70,7 @@ class Lime(Explainer):
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """First the superpixels, then chunks of keep-vectors: all, or one more until it settles."""
         if "superpixels" not in done:
-            settings = self.superpixels.model_dump_json()
-            key = digest("superpixels", settings, subject.image)
+            key = digest("superpixels", self.superpixels.identity, subject.image)
             question = Question(key, 0, len(subject.image))
             payload = {"image": subject.image}
             return [Unit("superpixels", payload, needs_model=False, question=question)]

@@ -149,7 +149,7 @@ def expected_iou(
 
 def _salient(weights: Floats, threshold: float) -> NDArray[np.bool_]:
     low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
-    return np.asarray((weights - low >= threshold * (high - low)) & (high > low))
+    return np.asarray(weights - low > threshold * (high - low))
 
 
 def is_settled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,11 @@ class Quickshift(Settings):
     kernel_size: float = Field(4.0, gt=0, description="width of the Gaussian, pixels")
     max_dist: float = Field(200.0, gt=0, description="longest link, in the joint space")
     ratio: float = Field(0.2, ge=0, le=1, description="colour against place")
+
+    @property
+    def identity(self) -> str:
+        """Names all that decides the labels of an image, the library's version included."""
+        return f"scikit-image {version('scikit-image')} {self.model_dump_json()}"
 
     def segment(self, image: Gray) -> NDArray[np.int32]:
         """Labels 0 to K - 1, int32 `[h, w]`, of a uint8 `[h, w]` image.

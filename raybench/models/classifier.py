@@ -186,7 +186,10 @@ class Classifier:
     def batch_size(self) -> int:
         """Images a forward pass. On a GPU it is looked for at first use, where none is set."""
         if self._batch_size is None:
-            self._batch_size = CPU_BATCH if self.device.type == "cpu" else self._best_batch_size()
+            on_cpu = self.device.type == "cpu"
+            self._batch_size = (
+                CPU_BATCH[self.runtime.backend] if on_cpu else self._best_batch_size()
+            )
         return self._batch_size
 
     def _best_batch_size(self) -> int:
