@@ -83,10 +83,17 @@ class Lime(Explainer):
             if self._is_settled(subject, done, seen):
                 return []
             starts = starts[len(answered) : len(answered) + 1]
-        return [self._unit(subject, done, seen, start) for start in starts]
+        drawn = f"{self.fill} {asked_like(self.design)} {self.seed} {self.deduplicate}"
+        key = digest("lime", drawn, subject.image, done["superpixels"]["labels"])
+        return [self._unit(key, subject, done, seen, start) for start in starts]
 
     def _unit(
-        self, subject: Subject, done: Mapping[str, Arrays], seen: Neighbourhood, start: int
+        self,
+        key: str,
+        subject: Subject,
+        done: Mapping[str, Arrays],
+        seen: Neighbourhood,
+        start: int,
     ) -> Unit:
         stop = min(start + self.chunk, seen.n_distinct)
         asked = seen.keep[seen.first[start:stop]]
@@ -98,13 +105,8 @@ class Lime(Explainer):
                 "keep": np.packbits(asked, axis=1),
             },
             n_forward=stop - start,
-            question=Question(self._key(subject, done), start, stop),
+            question=Question(key, start, stop),
         )
-
-    def _key(self, subject: Subject, done: Mapping[str, Arrays]) -> str:
-        """Names all that decides the answers, but for the model and how it is run."""
-        drawn = f"{self.fill} {asked_like(self.design)} {self.seed} {self.deduplicate}"
-        return digest("lime", drawn, subject.image, done["superpixels"]["labels"])
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
         """Segment, or render a chunk of perturbations and ask the classifier."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,14 +56,7 @@ class Neighbourhood:
     ) -> Neighbourhood:
         """Draw a design for an image, uint8 `[h, w]`, with superpixels int32 `[h, w]`."""
         active = active_superpixels(image, fill, superpixels)
-        keep = keep_vectors(design, n_samples, active, seed, completions)
-        if deduplicate:
-            first, same_as = distinct(keep, active)
-        else:
-            first = np.arange(0, len(keep), completions)
-            same_as = np.arange(len(keep)) // completions
-        pairs = 1 if design == "independent" else 2
-        return cls(keep, first, same_as, completions, pairs * completions)
+        return _drawn(design, n_samples, tuple(active.tolist()), seed, completions, deduplicate)
 
     @property
     def n_distinct(self) -> int:
@@ -84,6 +78,29 @@ class Neighbourhood:
         """How many rows, from the first on, the first `n_answers` answers cover."""
         missing = self.same_as >= n_answers
         return int(missing.argmax()) if missing.any() else len(self.keep)
+
+
+@lru_cache(maxsize=8)
+def _drawn(
+    design: Design,
+    n_samples: int,
+    active: tuple[bool, ...],
+    seed: int,
+    completions: int,
+    deduplicate: bool,
+) -> Neighbourhood:
+    """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one."""
+    mask = np.array(active, dtype=bool)
+    keep = keep_vectors(design, n_samples, mask, seed, completions)
+    if deduplicate:
+        first, same_as = distinct(keep, mask)
+    else:
+        first = np.arange(0, len(keep), completions)
+        same_as = np.arange(len(keep)) // completions
+    for array in (keep, first, same_as):
+        array.flags.writeable = False
+    pairs = 1 if design == "independent" else 2
+    return Neighbourhood(keep, first, same_as, completions, pairs * completions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from skimage.segmentation import quickshift
 from raybench.settings import Settings
 from raybench.types import Gray
 
+_LIBRARY = f"scikit-image {version('scikit-image')}"
+
 
 class Quickshift(Settings):
     """Quickshift (Vedaldi and Soatto 2008), with lime's defaults."""
@@ -25,7 +27,7 @@ class Quickshift(Settings):
     @property
     def identity(self) -> str:
         """Names all that decides the labels of an image, the library's version included."""
-        return f"scikit-image {version('scikit-image')} {self.model_dump_json()}"
+        return f"{_LIBRARY} {self.model_dump_json()}"
 
     def segment(self, image: Gray) -> NDArray[np.int32]:
         """Labels 0 to K - 1, int32 `[h, w]`, of a uint8 `[h, w]` image.
