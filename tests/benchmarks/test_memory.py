@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_worker_is_measured_over_few_and_many_images(tmp_path: Path) -> None:
     small = "-m benchmarks.memory --many 4 --few 2 --samples 10"
     files = ["--plot", str(tmp_path / "m.png"), "--json", str(tmp_path / "m.json")]

@@ -357,7 +357,10 @@ def test_a_backend_that_cannot_run_here_says_what_to_do(
 @pytest.mark.parametrize(
     ("settings_", "said"),
     [
-        ({"backend": "onnx"}, "backend: expected one of torch, compile, openvino, found 'onnx'"),
+        (
+            {"backend": "onnx"},
+            "backend: expected one of auto, torch, folded, compile, openvino, found 'onnx'",
+        ),
         ({"precision": "float16"}, "precision: expected one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size: expected a number of at least 1"),
         ({"n_threads": -1}, "n_threads: expected a number of at least 1"),

@@ -135,9 +135,9 @@ def test_settings_reach_the_classifier(checkpoint: bytes) -> None:
     )
     assert isinstance(pool, LocalPool)
     classifier = pool._resident.get("t0", lambda: checkpoint)
-    assert classifier.runtime == Runtime("torch", "bfloat16", 5, 1)
+    assert classifier.runtime == Runtime("folded", "bfloat16", 5, 1)
     assert classifier.batch_size == 5
-    assert Execution().runtime == Runtime("torch", "float32", None, 1)
+    assert Execution().runtime == Runtime("auto", "float32", None, 1)
 
 
 def test_keys_name_a_precision_only_where_there_is_one_to_choose(
