@@ -428,4 +428,4 @@ def test_two_projections_at_once_make_one_set_of_runs(tmp_path: Path, elsewhere:
         thread.start()
     for thread in threads:
         thread.join()
-    by_trial(run.path)
+    assert len(by_trial(run.path)) == 5
