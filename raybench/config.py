@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raybench.config_errors import problems_of
+from raybench.config_search import search_problems
 from raybench.data import DatasetSettings, Folder, Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
@@ -28,6 +29,7 @@ from raybench.explain import (
     RandomSuperpixels,
     WholeLung,
 )
+from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Settings
 from raybench.storage import Storage
 from raybench.training.recipe import Recipe, Search, Training
@@ -101,6 +103,9 @@ class SweepConfig(Settings):
     training: Training = Field(Training(), description="what holds for every trial")
     search: Search = Field(Search(), description="how hyperparameters are searched")
     explain: Explain = Field(Explain(), description="what is explained, and how")
+    explainer_search: ExplainerSearch | None = Field(
+        None, description="whether the explainers' settings are searched on Val; null: no"
+    )
     execution: Execution = Field(Execution(), description="where explaining runs")
     tracking: Tracking = Field(Tracking(), description="where figures are projected to")
 
@@ -128,6 +133,18 @@ class SweepConfig(Settings):
             expected = f"expected one of {', '.join(valid)}, found"
             raise ValueError("\n".join(f"{p}: {expected} {t!r}" for p, t in wrong.items()))
         return explain
+
+    @field_validator("explainer_search")
+    @classmethod
+    def _searchable(
+        cls, search: ExplainerSearch | None, info: ValidationInfo
+    ) -> ExplainerSearch | None:
+        explain = info.data.get("explain")  # not there where it is wrong itself
+        if search is not None and explain is not None:
+            problems = list(search_problems(search, explain.explainers))
+            if problems:
+                raise ValueError("\n".join(problems))
+        return search
 
     @property
     def digest(self) -> str:

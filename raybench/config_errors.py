@@ -80,6 +80,8 @@ def _walk(
             if isinstance(part, int) and path[:-1]:
                 continue
             fields = [m.model_fields[str(part)] for m in below if part in m.model_fields]
+            if not fields and set(below) == {Range, Choice}:
+                continue  # the keys of a table of domains are names, not settings
             holders, below = below, _models(fields[0].annotation) if fields else []
     return ".".join(path), holders, below
 
@@ -120,6 +122,8 @@ def _problem(item: dict[str, Any], root: type[BaseModel]) -> list[str]:
 
 def _expected(item: dict[str, Any], below: Sequence[type[BaseModel]]) -> str:
     kind = item["type"]
+    if kind in _NO_MODEL and set(below) == {Range, Choice}:
+        return "expected keys and values, each {low: ..., high: ...} or {choices: [...]}"
     if kind in _NO_MODEL and len(below) > 1:
         return f"expected keys and values, name: one of {_tags(below)} among them"
     if kind in _NO_MODEL and below:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Settings(BaseModel):
-    """A frozen pydantic model that refuses unknown keys. Every component's settings are one."""
+    """A frozen pydantic model that refuses unknown keys. Every component's settings are one.
+
+    Attributes:
+        search_space: of what belongs to an explainer, the settings that are searched where nobody
+            names others (`explainer_search`), and what from.
+        search_if: settings that matter only where another one has one of some values; elsewhere
+            they are not drawn.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {}
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
 
 
 class Range(Settings):
@@ -32,7 +43,7 @@ class Range(Settings):
 class Choice(Settings):
     """A list that the search picks from."""
 
-    choices: tuple[bool | int | float | str, ...] = Field(
+    choices: tuple[bool | int | float | str | None, ...] = Field(
         min_length=1, description="the values to pick from"
     )
 
@@ -43,6 +54,17 @@ def _kind(value: Any) -> str:
     if isinstance(value, Choice) or (isinstance(value, dict) and "choices" in value):
         return "choice"
     return "value"
+
+
+Domain = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choice, Tag("choice")],
+    Discriminator(
+        _kind,
+        custom_error_type="domain",
+        custom_error_message="Expected {low: ..., high: ...} or {choices: [...]}",
+    ),
+]
+"""What a setting is searched in, where a plain value will not do."""
 
 
 def searched(value_type: Any) -> Any:

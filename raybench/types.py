@@ -124,6 +124,8 @@ class Unit:
         n_forward: forward passes that it costs.
         question: names its answer in the store of answers; None where it is not kept. Every array
             of the answer then is `[stop - start, m]`.
+        rows: payload entries that hold a row for each row of the question: a unit whose first rows
+            are answered already can be cut to the others. None where it cannot.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Unit:
     needs_model: bool = True
     n_forward: int = 0
     question: Question | None = None
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,16 @@ class Explainer(Settings):
         """The name in the results."""
         return self.label or str(getattr(self, "name"))  # noqa: B009  (each family member has one)
 
+    @property
+    def of_mask(self) -> frozenset[str]:
+        """Settings that make a mask of the map and leave the map as it is."""
+        return frozenset({"label", "threshold", "clip_to_lungs", "median_filter"})
+
+    @property
+    def map_key(self) -> str:
+        """Equal for explainers that make the same maps, whatever masks are made of them."""
+        return self.model_dump_json(exclude=set(self.of_mask))
+
     @abstractmethod
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """The units needed next, given the answers so far; none when `merge` can be called."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,7 @@ from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
 from raybench.explain.perturbation import fill_image
 from raybench.explain.superpixels import Quickshift
 from raybench.models.classifier import Classifier
+from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
 
@@ -30,6 +31,17 @@ class Lime(Explainer):
     The map's extras: `superpixels` int32 `[h, w]`, `weights` `[K]` and their standard errors
     `uncertainty` `[K]` (infinite where there are too few samples to tell), and the fit's `r2`.
     """
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "n_samples": Choice(choices=(64, 128, 256, 448)),
+        "design": Choice(choices=("independent", "paired", "orthogonal", "completed")),
+        "fill": Choice(choices=("black", "mean")),
+        "kernel_width": Range(low=0.05, high=5.0, log=True),
+        "alpha": Range(low=1e-3, high=100.0, log=True),
+    }
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "completions": ("design", ("completed",)),
+    }
 
     name: Literal["lime"] = "lime"
     n_samples: int = Field(
@@ -62,6 +74,11 @@ class Lime(Explainer):
     alpha: float = Field(1.0, ge=0, description="ridge penalty")
     deduplicate: bool = Field(True, description="ask equal perturbed images once")
     chunk: int = Field(64, ge=1, description="forward passes in a unit of work")
+
+    @property
+    def of_mask(self) -> frozenset[str]:
+        """Without the threshold where it says when an image has settled."""
+        return super().of_mask - ({"threshold"} if self.adaptive else set())
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
@@ -106,6 +123,7 @@ class Lime(Explainer):
             },
             n_forward=stop - start,
             question=Question(key, start, stop),
+            rows=("keep",),
         )
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:

@@ -13,6 +13,7 @@ from raybench.errors import ExplainError
 from raybench.explain.base import Explainer, to_shape
 from raybench.explain.superpixels import Quickshift
 from raybench.models.classifier import Classifier
+from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Subject, Unit, Values
 
 
@@ -62,6 +63,10 @@ class WholeLung(_Reference):
 
 class CentrePrior(_Reference):
     """A Gaussian about the centre of the image: where attention falls before anything is seen."""
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "sigma": Range(low=0.1, high=1.0, log=True)
+    }
 
     name: Literal["centre_prior"] = "centre_prior"
     sigma: float = Field(0.25, gt=0, le=2, description="deviation, as a share of each side")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from skimage.segmentation import quickshift
 
-from raybench.settings import Settings
+from raybench.settings import Choice, Range, Settings
 from raybench.types import Gray
 
 _LIBRARY = f"scikit-image {version('scikit-image')}"
@@ -18,6 +19,12 @@ _LIBRARY = f"scikit-image {version('scikit-image')}"
 
 class Quickshift(Settings):
     """Quickshift (Vedaldi and Soatto 2008), with lime's defaults."""
+
+    # Few values: with every other one the model is asked anew.
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "kernel_size": Choice(choices=(3.0, 4.0, 6.0)),
+        "ratio": Choice(choices=(0.2, 0.5)),
+    }
 
     name: Literal["quickshift"] = "quickshift"
     kernel_size: float = Field(4.0, gt=0, description="width of the Gaussian, pixels")

@@ -18,6 +18,7 @@ from sklearn.metrics import auc
 
 from raybench.report.bars import REFERENCES, explainer_bars
 from raybench.report.panel import PanelCell, PanelRow, explanation_panel
+from raybench.report.pareto import pareto
 from raybench.report.style import COLOURS, clean, need, png, wrapped
 from raybench.scoring.classification import check_predictions, roc
 
@@ -28,6 +29,7 @@ __all__ = [
     "confusion_matrix",
     "explainer_bars",
     "explanation_panel",
+    "pareto",
     "png",
     "roc_curves",
     "training_curves",

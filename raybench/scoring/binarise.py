@@ -115,7 +115,7 @@ def choose_threshold(
     # An endless `repeat` can never run out together with the maps.
     triples = zip(pairs, lungs, strict=clips is not None)
     for (values, truth), clip in triples:
-        total += _iou_at(grid, values, truth, clip, median)
+        total += iou_at(grid, values, truth, clip, median)
         n_images += 1
     if n_images == 0:
         raise ValueError("expected at least one image to choose a threshold on, but got none")
@@ -126,10 +126,21 @@ def choose_threshold(
     return float(grid[best]), float(means[best])
 
 
-def _iou_at(
+def iou_at(
     grid: NDArray[np.float64], values: Values, truth: Mask, clip: Mask | None, median: int
 ) -> NDArray[np.float64]:
-    """IoU of one image at every threshold of the sorted `grid`."""
+    """IoU of one image at every threshold of a grid, from one histogram.
+
+    Args:
+        grid: `[C]`, at most 255 thresholds in ascending order.
+        values, truth, clip, median: as for `choose_threshold`, of one image.
+
+    Returns:
+        `[C]`, what `binarise` and `overlap.iou` give.
+
+    Raises:
+        ValueError: what `binarise` refuses, or a truth of another shape.
+    """
     _check(values, clip, median)
     if truth.dtype != np.bool_ or truth.shape != values.shape:
         raise ValueError(

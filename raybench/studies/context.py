@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,38 @@ from typing import Any
 from tqdm import tqdm
 
 from raybench.config import SweepConfig
+from raybench.explain import Explainer
+from raybench.explain.spaces import Rule
+from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Dataset, Split, XrayRecord
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A winner of the search over explainers' settings.
+
+    Attributes:
+        explainer: with the settings found, under a title of its own.
+        rule: what its threshold was chosen by.
+    """
+
+    explainer: Explainer
+    rule: Rule
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those it is scored by: a threshold that was not searched is nothing it was found with."""
+        return ("fixed", "val") if self.rule == "fixed" else ("val",)
+
+
+Winners = Mapping[str, Sequence[Tuned]]
+"""By trial, `NO_TRIAL` for explainers that ask no model; empty where nothing was searched."""
+
+
+def winners_for(winners: Winners, trial_id: str) -> list[Tuned]:
+    """Those that a trial's maps are scored by: its own, and those that ask no model."""
+    return [*winners.get(trial_id, ()), *winners.get(NO_TRIAL, ())]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from raybench.data.preprocess import resize_gray
 from raybench.errors import RaybenchError
 from raybench.executor import Job, Outcome, Pool, message, run_jobs
 from raybench.explain import Explainer, Lime
-from raybench.studies.context import Context, progress_bar
+from raybench.studies.context import Context, Winners, progress_bar
 from raybench.studies.precision import model_keys
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
 from raybench.types import Split, Subject, Unit, XrayRecord
@@ -36,52 +36,63 @@ class Item:
         return table_name(self.trial_id, self.explainer.title)
 
 
-def items(context: Context, trials: Sequence[str], full: Sequence[str]) -> Iterator[Item]:
+def items(
+    context: Context, trials: Sequence[str], full: Sequence[str], winners: Winners
+) -> Iterator[Item]:
     """Everything to be explained, model-free first, then trial by trial.
 
     Args:
         trials: all trials with a checkpoint.
         full: those that every explainer explains on Val and Test; the others get the cheap
             explainers on Val.
+        winners: of the search over settings, which explain Val and Test with their own trial.
     """
     explainers = context.config.explain.explainers
     both: tuple[Split, ...] = ("Val", "Test")
     for explainer in explainers:
         if not explainer.uses_model:
-            for split in both:
-                for record in context.explained[split]:
-                    yield Item(NO_TRIAL, explainer, record)
+            yield from _of_splits(context, NO_TRIAL, explainer, both)
+    for winner in winners.get(NO_TRIAL, ()):
+        yield from _of_splits(context, NO_TRIAL, winner.explainer, both)
     for trial_id in trials:
+        splits: tuple[Split, ...] = both if trial_id in full else ("Val",)
         for explainer in explainers:
-            if not explainer.uses_model or not (explainer.is_cheap or trial_id in full):
-                continue
-            for split in both if trial_id in full else ("Val",):
-                for record in context.explained[split]:
-                    yield Item(trial_id, explainer, record)
+            if explainer.uses_model and (explainer.is_cheap or trial_id in full):
+                yield from _of_splits(context, trial_id, explainer, splits)
+        for winner in winners.get(trial_id, ()):
+            yield from _of_splits(context, trial_id, winner.explainer, both)
+
+
+def _of_splits(
+    context: Context, trial_id: str, explainer: Explainer, splits: Sequence[Split]
+) -> Iterator[Item]:
+    for split in splits:
+        for record in context.explained[split]:
+            yield Item(trial_id, explainer, record)
 
 
 def explain(
-    context: Context, pool: Pool, sizes: dict[str, tuple[int, int]], full: Sequence[str]
+    context: Context,
+    pool: Pool,
+    sizes: dict[str, tuple[int, int]],
+    full: Sequence[str],
+    winners: Winners,
 ) -> None:
     """Make all maps that are not there yet.
 
     Args:
         sizes: input size of every trial with a checkpoint.
         full: trials that every explainer explains on Val and Test.
+        winners: of the search over settings.
     """
-    everything = list(items(context, sorted(sizes), full))
+    everything = list(items(context, sorted(sizes), full, winners))
     done = finished(context, everything)
     todo = [item for item in everything if (item.table, item.record.image_id) not in done]
     with context.stage("explaining", maps=len(everything)):
         if not todo:
             return
         asked = sorted({item.trial_id for item in todo if isinstance(item.explainer, Lime)})
-        keys = model_keys(
-            context,
-            pool,
-            asked,
-            lambda trial, lime, record: _job(context, Item(trial, lime, record), sizes),
-        )
+        keys = keys_of(context, pool, asked, sizes)
         progress = _Progress(todo)
         writer = _Writer(context)
         jobs = _jobs(context, todo, sizes, keys, writer)
@@ -120,6 +131,18 @@ def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int
     return context.dataset.classes.index(record.label if wanted == "true" else wanted)
 
 
+def keys_of(
+    context: Context, pool: Pool, trials: Sequence[str], sizes: dict[str, tuple[int, int]]
+) -> dict[str, str]:
+    """Keys of the models by trial, where they differ from the trial's id."""
+    return model_keys(
+        context,
+        pool,
+        trials,
+        lambda trial, lime, record: job_of(context, Item(trial, lime, record), sizes),
+    )
+
+
 def _jobs(
     context: Context,
     todo: Sequence[Item],
@@ -134,14 +157,19 @@ def _jobs(
     """
     for item in todo:
         try:
-            job = _job(context, item, sizes)
+            job = job_of(context, item, sizes)
         except RaybenchError as error:
             writer.add(Outcome(item, None, message(error), 0.0, 0))
             continue
         yield replace(job, model=keys.get(item.trial_id, job.model))
 
 
-def _job(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:
+def job_of(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:
+    """The job that makes one map.
+
+    Raises:
+        RaybenchError: the image cannot be read any more.
+    """
     xray = context.dataset.load(item.record)
     image = context.config.preprocess.apply(xray)
     if item.explainer.uses_model and context.config.explain.grid == "model":

@@ -17,26 +17,34 @@ from raybench.report.figures import (
     confusion_matrix,
     explainer_bars,
     explanation_panel,
+    pareto,
     png,
     roc_curves,
     training_curves,
 )
 from raybench.report.infection_map import infection_map, superpixel_map
 from raybench.scoring.classification import confusion
-from raybench.studies.context import Context
+from raybench.studies.context import Context, Winners
 from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
 from raybench.types import Gray
 
 _Maps = dict[tuple[str, str], Mapping[Hashable, Any]]
 
 
-def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd.DataFrame) -> None:
+def draw(
+    context: Context,
+    judged: pd.DataFrame,
+    scores: pd.DataFrame,
+    board: pd.DataFrame,
+    winners: Winners,
+) -> None:
     """Draw everything anew into `figures/`.
 
     Args:
         judged: trials with their column `best`.
         scores: the table of `score_stage.score`.
         board: the leaderboard.
+        winners: of the search over settings.
     """
     run = context.run
     with context.stage("drawing"):
@@ -44,8 +52,12 @@ def draw(context: Context, judged: pd.DataFrame, scores: pd.DataFrame, board: pd
         if len(epochs):
             run.write_figure("training_curves.png", png(training_curves(epochs)))
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
+        references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]
         if len(board):
             run.write_figure("explainers.png", png(explainer_bars(board, references)))
+        searched = run.read_csv("explainer_search.csv")
+        if len(searched):
+            run.write_figure("pareto.png", png(pareto(searched)))
         for trial in judged[judged.best].to_dict("records"):
             _classification(context, trial)
             if context.config.explain.panels:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import tee
 from typing import Any
 
 import pandas as pd
 
 from raybench.explain import Explainer
+from raybench.explain.spaces import Rule
 from raybench.scoring.binarise import binarise, choose_threshold
 from raybench.scoring.metrics import METRICS, localisation_scores
-from raybench.studies.context import Context, progress_bar
+from raybench.studies.context import Context, Winners, progress_bar, winners_for
+from raybench.studies.truths import Truth, load_truths
 from raybench.tracking.maps import NO_TRIAL, last_rows, table_name, values_of
-from raybench.types import Mask, Split, Values
+from raybench.types import Split, Values
 
 COLUMNS = (
     "trial_id",
@@ -39,41 +40,42 @@ _MAP_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Truth:
-    infection: Mask
-    lungs: Mask | None
-    label: str
-
-
-def score(context: Context, judged: pd.DataFrame, full: Sequence[str]) -> pd.DataFrame:
+def score(
+    context: Context, judged: pd.DataFrame, full: Sequence[str], winners: Winners
+) -> pd.DataFrame:
     """Score every map under both threshold rules and write `scores.parquet`.
 
     `fixed` is the explainer's own threshold; `val` is the one with the highest mean IoU on Val for
-    this trial and explainer, so its figures on Val are those it was chosen by.
+    this trial and explainer, so its figures on Val are those it was chosen by. A winner of the
+    search over settings has `fixed` only where its threshold was searched too.
 
     Args:
         judged: trials with `trial_id`, `backbone` and `has_checkpoint`.
         full: trials with figures on Test.
+        winners: of the search over settings.
 
     Returns:
         The table, columns as in `COLUMNS`.
     """
-    truths = _truths(context)
+    truths = load_truths(context)
     predicted = _predicted(context)
     usable = judged[judged.has_checkpoint]
     rows: list[dict[str, Any]] = []
-    explainers = context.config.explain.explainers
+    as_set: list[tuple[Explainer, Sequence[Rule]]] = [
+        (explainer, ("fixed", "val")) for explainer in context.config.explain.explainers
+    ]
     shared: dict[str, list[dict[str, Any]]] = {}
     with context.stage("scoring"):
-        bar = progress_bar(len(usable) * len(explainers), "scoring", "table")
+        n_tuned = sum(len(winners_for(winners, trial_id)) for trial_id in usable.trial_id)
+        bar = progress_bar(len(usable) * len(as_set) + n_tuned, "scoring", "table")
         for trial_id, backbone in zip(usable.trial_id, usable.backbone, strict=True):
             splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
-            for explainer in explainers:
+            tuned = [(w.explainer, w.rules) for w in winners_for(winners, trial_id)]
+            for explainer, rules in [*as_set, *tuned]:
                 table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
                 found = shared.get(table)
                 if found is None:
-                    found = list(_score_table(context, table, explainer, truths))
+                    found = list(_score_table(context, table, explainer, truths, rules))
                     if not explainer.uses_model:  # the same for every trial
                         shared[table] = found
                 of_trial = {"trial_id": trial_id, "backbone": backbone}
@@ -88,16 +90,6 @@ def score(context: Context, judged: pd.DataFrame, full: Sequence[str]) -> pd.Dat
     return table_of_scores
 
 
-def _truths(context: Context) -> dict[str, _Truth]:
-    found: dict[str, _Truth] = {}
-    for records in context.explained.values():
-        for record in records:
-            xray = context.dataset.load(record)
-            assert xray.infection_mask is not None
-            found[record.image_id] = _Truth(xray.infection_mask, xray.lung_mask, record.label)
-    return found
-
-
 def _predicted(context: Context) -> dict[tuple[str, str], str]:
     frame = context.run.read("predictions")
     keys = zip(frame.trial_id, frame.image_id, strict=True)
@@ -105,17 +97,21 @@ def _predicted(context: Context) -> dict[tuple[str, str], str]:
 
 
 def _score_table(
-    context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
+    context: Context,
+    table: str,
+    explainer: Explainer,
+    truths: Mapping[str, Truth],
+    rules: Sequence[Rule],
 ) -> Iterator[dict[str, Any]]:
-    rules = {"fixed": explainer.threshold}
+    cuts = {"fixed": explainer.threshold} if "fixed" in rules else {}
     chosen = _val_threshold(context, table, explainer, truths)
     if chosen is not None:
-        rules["val"] = chosen
+        cuts["val"] = chosen
     for row in last_rows(context.run, table, _MAP_COLUMNS):
         truth = truths.get(row["image_id"])
         if truth is None:
             continue
-        for rule, threshold in rules.items():
+        for rule, threshold in cuts.items():
             yield {
                 "image_id": row["image_id"],
                 "split": row["split"],
@@ -131,7 +127,7 @@ def _score_table(
 
 
 def _score_one(
-    row: Mapping[Hashable, Any], explainer: Explainer, threshold: float, truth: _Truth
+    row: Mapping[Hashable, Any], explainer: Explainer, threshold: float, truth: Truth
 ) -> dict[str, float]:
     if not pd.isna(row["error"]):
         return {}
@@ -141,7 +137,7 @@ def _score_one(
 
 
 def _val_threshold(
-    context: Context, table: str, explainer: Explainer, truths: Mapping[str, _Truth]
+    context: Context, table: str, explainer: Explainer, truths: Mapping[str, Truth]
 ) -> float | None:
     """The threshold that serves Val best; None where no Val image could be explained."""
     first = next(_val_maps(context, table, truths), None)
@@ -159,8 +155,8 @@ def _val_threshold(
 
 
 def _val_maps(
-    context: Context, table: str, truths: Mapping[str, _Truth]
-) -> Iterator[tuple[Values, _Truth]]:
+    context: Context, table: str, truths: Mapping[str, Truth]
+) -> Iterator[tuple[Values, Truth]]:
     for row in last_rows(context.run, table, _MAP_COLUMNS):
         if row["split"] == "Val" and pd.isna(row["error"]) and row["image_id"] in truths:
             yield values_of(row), truths[row["image_id"]]

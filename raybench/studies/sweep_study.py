@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from raybench.config import SweepConfig
 from raybench.data.scan import Scan, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
-from raybench.explain import WholeLung
+from raybench.explain import Explainer, WholeLung
 from raybench.models.backbones import module_at
 from raybench.models.build import build
 from raybench.models.runtime import check_backend
@@ -25,6 +26,7 @@ from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.score_stage import leaderboard, score
+from raybench.studies.search_stage import search
 from raybench.studies.summary import show
 from raybench.studies.train_stage import train
 from raybench.tracking.live import LiveProjection
@@ -98,9 +100,9 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     _check_explainers(config)
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
-    explainers = config.explain.explainers
     needs_lungs = config.preprocess.lung_masking or any(
-        e.clip_to_lungs or isinstance(e, WholeLung) for e in explainers
+        e.clip_to_lungs or isinstance(e, WholeLung) or _is_clipped_in_search(config, e)
+        for e in config.explain.explainers
     )
     bar = progress_bar(len(records), "checking images", "image")
     try:
@@ -119,6 +121,12 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
         if recipe.weights != "none":
             build(recipe.name, len(dataset.classes), recipe.weights)
     return found
+
+
+def _is_clipped_in_search(config: SweepConfig, explainer: Explainer) -> bool:
+    """Whether the sweep file itself names clipping among what is searched of an explainer."""
+    search = config.explainer_search
+    return search is not None and "clip_to_lungs" in search.explainers.get(explainer.title, {})
 
 
 def _check_tracking(config: SweepConfig, resume: bool) -> None:
@@ -200,13 +208,15 @@ def _compute(context: Context, resume: bool) -> None:
         try:
             judged, full = judge(context, pool, trials)
             run.write_csv("trials.csv", judged)
-            explain(context, pool, input_sizes(trials), full)
+            sizes = input_sizes(trials)
+            winners = search(context, pool, sizes, _best(judged))
+            explain(context, pool, sizes, full, winners)
         finally:
             pool.close()
-        scores = score(context, judged, full)
+        scores = score(context, judged, full, winners)
         board = leaderboard(scores, list(judged[judged.best].trial_id))
         run.write_csv("leaderboard.csv", board)
-        draw(context, judged, scores, board)
+        draw(context, judged, scores, board, winners)
         run.mark_finished()
     except BaseException:
         if live is not None:
@@ -216,6 +226,12 @@ def _compute(context: Context, resume: bool) -> None:
     outcome = live.close(final=True)
     if isinstance(outcome, str):
         log.warning("%s", outcome)
+
+
+def _best(judged: pd.DataFrame) -> dict[str, str]:
+    """The best trial of each backbone, and the backbone."""
+    best = judged[judged.best]
+    return dict(zip(best.trial_id, best.backbone, strict=True))
 
 
 def _pool(context: Context) -> Pool:

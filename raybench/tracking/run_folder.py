@@ -29,6 +29,7 @@ OWN_NAMES = (
     "trials.csv",
     "scores.parquet",
     "leaderboard.csv",
+    "explainer_search.csv",
     "predictions.parquet",
     "figures",
     "checkpoints",

@@ -1,0 +1,118 @@
+"""Where a dotted path leads in an explainer's settings, and which paths there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from raybench.explain.base import Explainer
+from raybench.settings import Settings
+
+RULE = "threshold_rule"
+"""Searched like a setting: `fixed` cuts at the explainer's `threshold`, `val` at Val's best."""
+
+_NEVER = ("name", "label", "target")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dotted path leads in an explainer's settings.
+
+    Attributes:
+        path: the keys to it.
+        value: what stands there; of a component that may be of several kinds, its kind's name.
+        kinds: names of the kinds that may stand there; none for a plain value.
+        whole: whether it takes whole numbers only.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    kinds: tuple[str, ...]
+    whole: bool
+
+    def read(self, raw: dict[str, Any]) -> Any:
+        """What a dump of the explainer has there; of a component its kind's name."""
+        node: Any = raw
+        for part in self.path:
+            node = node[part]
+        return node.get("name") if self.kinds and isinstance(node, dict) else node
+
+    def put(self, raw: dict[str, Any], value: Any) -> None:
+        """Put a value there; a kind that stands there already keeps its own settings."""
+        node = raw
+        for part in self.path[:-1]:
+            node = node[part]
+        if not self.kinds or value is None:
+            node[self.path[-1]] = value
+        elif value != self.value:
+            node[self.path[-1]] = {"name": value}
+
+
+_RULE_PLACE = Place((RULE,), "val", (), False)
+
+
+def locate(explainer: Explainer, path: str) -> Place | None:
+    """Where a dotted path leads, or None where this explainer has no such setting."""
+    if path == RULE:
+        return _RULE_PLACE
+    node: Any = explainer
+    keys: list[str] = []
+    *parents, leaf = path.split(".")
+    for part in parents:
+        if not isinstance(node, Settings):
+            return None
+        if part in type(node).model_fields:
+            node = getattr(node, part)
+            keys.append(part)
+        elif part != getattr(node, "name", None):
+            return None
+    if not isinstance(node, Settings) or leaf not in type(node).model_fields or leaf in _NEVER:
+        return None
+    annotation, value = type(node).model_fields[leaf].annotation, getattr(node, leaf)
+    kinds = tuple(kind for member in members(annotation) for kind in kinds_of(member))
+    value = getattr(value, "name", None) if isinstance(value, Settings) else value
+    return Place((*keys, leaf), value, kinds, _is_whole(annotation))
+
+
+def names(explainers: Sequence[Explainer]) -> list[str]:
+    """Every dotted path that some of the explainers have, the rule included."""
+    found = {RULE: None}
+    for explainer in explainers:
+        found |= dict.fromkeys(_paths(explainer))
+    return list(found)
+
+
+def _paths(settings: Settings, prefix: str = "") -> Iterator[str]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if name in _NEVER:
+            continue
+        if not isinstance(value, Settings) or len(_members_of(settings, name)) > 1:
+            yield f"{prefix}{name}"
+        if isinstance(value, Settings):
+            yield from _paths(value, f"{prefix}{name}.")
+
+
+def _members_of(settings: Settings, name: str) -> list[type[Settings]]:
+    return members(type(settings).model_fields[name].annotation)
+
+
+def members(annotation: Any) -> list[type[Settings]]:
+    """The settings models that an annotation can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [member for part in get_args(annotation) for member in members(part)]
+
+
+def kinds_of(member: type[Settings]) -> tuple[str, ...]:
+    """The names that the settings model of a component goes by."""
+    field = member.model_fields.get("name")
+    if field is None or get_origin(field.annotation) is not Literal:
+        return ()
+    return tuple(map(str, get_args(field.annotation)))
+
+
+def _is_whole(annotation: Any) -> bool:
+    parts = (annotation, *get_args(annotation))
+    return int in parts and float not in parts

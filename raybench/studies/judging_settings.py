@@ -1,0 +1,144 @@
+"""How good settings of an explainer are on the Val images, without asking anything twice."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybench.executor import Job, Pool, run_jobs
+from raybench.explain import Explainer
+from raybench.explain.spaces import Candidate
+from raybench.scoring.binarise import CANDIDATES, iou_at
+from raybench.studies.context import Context
+from raybench.studies.explain_stage import Item, job_of
+from raybench.studies.truths import Truth
+from raybench.types import Subject, Values, XrayRecord
+
+Floats = NDArray[np.float64]
+
+_MAP_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What settings achieve on the Val images.
+
+    Attributes:
+        curves: IoU `[N, C]` of every image at every candidate threshold (the same all along where
+            the threshold is fixed); NaN for an image that failed.
+        n_forward: forward passes an image, the mean over those that did not fail.
+        seconds: that it took now, all images together.
+        error: of the first image that failed.
+    """
+
+    curves: Floats
+    n_forward: float
+    seconds: float
+    error: str | None
+
+
+class Judge:
+    """Judges settings of one explainer with one model.
+
+    Maps are kept as far as memory allows: settings that differ in what is made of a map (threshold,
+    clipping, smoothing) share it.
+
+    Args:
+        pool: does what has to be done; one that remembers.
+        trial_id: the model's; `NO_TRIAL` where the explainer asks none.
+        truths: of the Val images, by id.
+        sizes: input sizes of the models by trial.
+        model: the model's key, where it is another than the trial's id.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        pool: Pool,
+        trial_id: str,
+        truths: Mapping[str, Truth],
+        sizes: dict[str, tuple[int, int]],
+        model: str | None,
+    ) -> None:
+        self._context, self._pool, self._trial_id = context, pool, trial_id
+        self._truths, self._sizes, self._model = truths, sizes, model
+        self._records: tuple[XrayRecord, ...] = context.explained["Val"]
+        self._subjects: dict[str, Subject] = {}
+        self._maps: OrderedDict[tuple[str, int], tuple[Values, int]] = OrderedDict()
+        self._map_bytes = 0
+        self._judged: dict[str, Judgement] = {}
+        self.n_asked = 0
+
+    def judge(self, candidate: Candidate) -> Judgement:
+        """The curves of one candidate; one that was judged before is looked up."""
+        known = self._judged.get(candidate.key)
+        if known is not None:
+            return Judgement(known.curves, known.n_forward, 0.0, known.error)
+        started = time.perf_counter()
+        curves = np.full((len(self._records), len(CANDIDATES)), np.nan)
+        passes, error = [], None
+        for number, found in self._maps_of(candidate.explainer):
+            if isinstance(found, str):
+                error = error or f"{self._records[number].image_id}: {found}"
+                continue
+            values, n_forward = found
+            curves[number] = curve(candidate, values, self._truths[self._records[number].image_id])
+            passes.append(n_forward)
+        mean = float(np.mean(passes)) if passes else float("nan")
+        judged = Judgement(curves, mean, time.perf_counter() - started, error)
+        self._judged[candidate.key] = judged
+        return judged
+
+    def remember(self, candidate: Candidate, judged: Judgement) -> None:
+        """Take over what was judged before an interruption."""
+        self._judged.setdefault(candidate.key, judged)
+
+    def _maps_of(self, explainer: Explainer) -> Iterator[tuple[int, tuple[Values, int] | str]]:
+        """Map and forward passes of each image, or what went wrong with it, in any order."""
+        key = explainer.map_key
+        todo = []
+        for number in range(len(self._records)):
+            kept = self._maps.get((key, number))
+            if kept is None:
+                todo.append(number)
+            else:
+                self._maps.move_to_end((key, number))
+                yield number, kept
+        for outcome in run_jobs((self._job(explainer, n) for n in todo), self._pool):
+            assert isinstance(outcome.key, int)
+            self.n_asked += outcome.n_forward
+            if outcome.error is not None:
+                yield outcome.key, outcome.error
+                continue
+            found = (outcome.result.values, outcome.result.n_forward)
+            self._keep((key, outcome.key), found)
+            yield outcome.key, found
+
+    def _job(self, explainer: Explainer, number: int) -> Job:
+        record = self._records[number]
+        subject = self._subjects.get(record.image_id)
+        if subject is None:
+            made = job_of(self._context, Item(self._trial_id, explainer, record), self._sizes)
+            subject = self._subjects[record.image_id] = made.subject
+        model = (self._model or self._trial_id) if explainer.uses_model else None
+        return Job(number, explainer, subject, model)
+
+    def _keep(self, key: tuple[str, int], found: tuple[Values, int]) -> None:
+        self._maps[key] = found
+        self._map_bytes += found[0].nbytes
+        while self._map_bytes > _MAP_BYTES:
+            self._map_bytes -= self._maps.popitem(last=False)[1][0].nbytes
+
+
+def curve(candidate: Candidate, values: Values, truth: Truth) -> Floats:
+    """IoU of one image at every candidate threshold, `[C]`; at a fixed one C times the same."""
+    explainer = candidate.explainer
+    clip = truth.lungs if explainer.clip_to_lungs else None
+    grid = np.array([explainer.threshold]) if candidate.rule == "fixed" else np.array(CANDIDATES)
+    found = iou_at(grid, values, truth.infection, clip, explainer.median_filter)
+    return np.broadcast_to(found, (len(CANDIDATES),))

@@ -1,0 +1,29 @@
+"""What explanations are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from raybench.studies.context import Context
+from raybench.types import SPLITS, Mask, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Masks of one image at its own resolution, bool `[H, W]`, and its class."""
+
+    infection: Mask
+    lungs: Mask | None
+    label: str
+
+
+def load_truths(context: Context, splits: Iterable[Split] = SPLITS) -> dict[str, Truth]:
+    """Of every image of the splits that is explained, by its id."""
+    found: dict[str, Truth] = {}
+    for split in splits:
+        for record in context.explained.get(split, ()):
+            xray = context.dataset.load(record)
+            assert xray.infection_mask is not None
+            found[record.image_id] = Truth(xray.infection_mask, xray.lung_mask, record.label)
+    return found
