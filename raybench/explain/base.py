@@ -86,6 +86,10 @@ class Explainer(Settings):
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Put the answers of all units together."""
 
+    def merge_map(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
+        """The same map, where nobody will look at the extras: they may be left out."""
+        return self.merge(subject, done)
+
     @abstractmethod
     def n_forward_planned(self) -> int:
         """Forward passes an image, at most."""

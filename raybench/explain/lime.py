@@ -140,12 +140,21 @@ class Lime(Explainer):
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Fit the surrogate of the target class and paint its weights onto the superpixels."""
+        return self._merged(subject, done, uncertain=True)
+
+    def merge_map(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
+        """Without the uncertainty, which costs more than the fit; it is infinite here."""
+        return self._merged(subject, done, uncertain=False)
+
+    def _merged(
+        self, subject: Subject, done: Mapping[str, Arrays], uncertain: bool
+    ) -> AttributionMap:
         seen = self._neighbourhood(subject, done)
         answers = _answers(done)
         if self.adaptive is None:
             seen.expect(subject.image_id, len(answers))
         target = target_class(answers[0], subject.target)
-        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha, uncertain)
         superpixels = done["superpixels"]["labels"]
         return AttributionMap(
             values=to_shape(fit.weights[superpixels], subject.shape, smooth=False),

@@ -80,7 +80,7 @@ class Neighbourhood:
         return int(missing.argmax()) if missing.any() else len(self.keep)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)
 def _drawn(
     design: Design,
     n_samples: int,
@@ -89,7 +89,10 @@ def _drawn(
     completions: int,
     deduplicate: bool,
 ) -> Neighbourhood:
-    """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one."""
+    """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one.
+
+    As many as a search over some settings and a few images needs: less than 50 MB.
+    """
     mask = np.array(active, dtype=bool)
     keep = keep_vectors(design, n_samples, mask, seed, completions)
     if deduplicate:
@@ -126,14 +129,19 @@ def fit_of(
     target: int,
     kernel_width: float,
     alpha: float,
+    uncertain: bool = True,
 ) -> LocalFit:
-    """Fit the surrogate of one class to the answers so far, `[m, C]`."""
+    """Fit the surrogate of one class to the answers so far, `[m, C]`.
+
+    Args:
+        uncertain: whether the uncertainty is wanted, which costs more than the fit.
+    """
     n_rows = seen.n_rows(len(answers))
     keep, y = seen.keep[:n_rows], answers[seen.same_as[:n_rows], target]
     sample_weights = kernel(cosine_distance(keep), kernel_width)
     fit = ridge(keep, y, sample_weights, alpha)
     n_groups = -(-n_rows // seen.group_size)
-    if n_groups <= 2 or n_rows <= keep.shape[1] + seen.group_size:
+    if not uncertain or n_groups <= 2 or n_rows <= keep.shape[1] + seen.group_size:
         unknown = np.full(keep.shape[1], np.inf)
         return LocalFit(fit.weights, fit.r2, unknown, np.zeros((0, keep.shape[1])))
     # The unperturbed image leads the design and belongs to no pair.

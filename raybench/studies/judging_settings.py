@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from raybench.executor import Job, Pool, run_jobs
 from raybench.explain import Explainer
 from raybench.explain.spaces import Candidate
+from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import CANDIDATES, iou_at
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import Item, job_of
 from raybench.studies.truths import Truth
-from raybench.types import Subject, Values, XrayRecord
+from raybench.types import Arrays, AttributionMap, Subject, Unit, Values, XrayRecord
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +41,25 @@ class Judgement:
     n_forward: float
     seconds: float
     error: str | None
+
+
+@dataclass(frozen=True)
+class MapAlone:
+    """An explainer as a task whose extras nobody looks at."""
+
+    explainer: Explainer
+
+    def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
+        """The explainer's."""
+        return self.explainer.plan(subject, done)
+
+    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
+        """The explainer's."""
+        return self.explainer.run(unit, classifier)
+
+    def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
+        """The map, without what would be left over."""
+        return self.explainer.merge_map(subject, done)
 
 
 class Judge:
@@ -126,7 +146,7 @@ class Judge:
             made = job_of(self._context, Item(self._trial_id, explainer, record), self._sizes)
             subject = self._subjects[record.image_id] = made.subject
         model = (self._model or self._trial_id) if explainer.uses_model else None
-        return Job(number, explainer, subject, model)
+        return Job(number, MapAlone(explainer), subject, model)
 
     def _keep(self, key: tuple[str, int], found: tuple[Values, int]) -> None:
         self._maps[key] = found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raybench.config import SweepConfig
 from raybench.explain import Explainer, Lime
+from raybench.explain.spaces import Space
 from raybench.studies.context import explained_images
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -35,6 +36,30 @@ class Plan:
         """Trials that every explainer explains on Val and Test."""
         everything = self.config.explain.trials == "all"
         return self.n_trials if everything else len(self.config.backbones)
+
+    @property
+    def spaces(self) -> list[Space]:
+        """What is searched of each explainer; none where nothing is."""
+        search = self.config.explainer_search
+        if search is None:
+            return []
+        return [Space.of(e, search.explainers.get(e.title)) for e in self.config.explain.explainers]
+
+    @property
+    def n_settings(self) -> int:
+        """Settings of explainers that are tried, those without a model once for all models."""
+        search, n_models = self.config.explainer_search, len(self.config.backbones)
+        n_trials = 0 if search is None else search.n_trials
+        return n_trials * sum(n_models if s.explainer.uses_model else 1 for s in self.spaces)
+
+    @property
+    def n_forward_search(self) -> int:
+        """Forward passes of the search on Val and of its winners on Test, at most."""
+        search, n_models = self.config.explainer_search, len(self.config.backbones)
+        if search is None:
+            return 0
+        n_images = search.n_trials * self.explained["Val"] + self.explained["Test"]
+        return n_models * n_images * sum(space.most_passes() for space in self.spaces)
 
     def passes(self, explainer: Explainer, split: Split) -> int:
         """Forward passes of one explainer on one trial's split, at most."""
@@ -102,9 +127,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
     yield from _explain_lines(plan)
+    yield from _search_lines(plan)
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
-    yield f"  leaderboard.csv, figures/*.png, checkpoints/ ({plan.n_trials} files),"
+    found = "" if config.explainer_search is None else " explainer_search.csv,"
+    yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({plan.n_trials} files),"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     yield f"  parts/ (predictions and attribution maps), {tracked}"
 
@@ -132,3 +159,23 @@ def _explain_lines(plan: Plan) -> Iterator[str]:
     if plan.n_trials > plan.n_full:
         yield f"  on Val by the cheap ones: the other {plan.n_trials - plan.n_full} trials"
     yield f"  in all at most {plan.n_forward:,} forward passes in {plan.n_units:,} units of work"
+
+
+def _search_lines(plan: Plan) -> Iterator[str]:
+    search, n_models = plan.config.explainer_search, len(plan.config.backbones)
+    if search is None:
+        return
+    n_val, n_test = plan.explained["Val"], plan.explained["Test"]
+    yield (
+        f"Searching settings of the explainers: {search.n_trials:,} of each on {n_val:,} Val images, "
+        f"{plan.n_settings:,} in all; the winners on {n_test:,} of Test"
+    )
+    for space in plan.spaces:
+        each = space.most_passes()
+        looked = ", ".join(space.domains) or "nothing: it stays as it is"
+        cost = f"at most {each:,} forward passes an image" if each else "no forward passes"
+        yield f"  {space.explainer.title} ({cost}): {looked}"
+    yield (
+        f"  in all at most {plan.n_forward_search:,} more forward passes for {n_models} models; what "
+        "any setting asked before is not asked again"
+    )

@@ -6,6 +6,7 @@ A name holds a group before the slash, by which the MLflow UI gathers its charts
 - `classification/<column>`: `val_*` and `test_*` of trials.csv, figures of the checkpoint
 - `<metric>_<split>/<explainer>.<threshold rule>`: means over images of scores.parquet
 - `seconds_per_image/<explainer>`, `n_forward_per_image/<explainer>`: what an explanation costs
+- `tuned_val_iou/<explainer>`, `tuned_val_iou_cv/<explainer>`: of the settings that a search found
 - `<column>/<backbone>.<explainer>.<threshold rule>`: the sweep's, from leaderboard.csv
 - `stage_seconds/<stage>`: the sweep's
 

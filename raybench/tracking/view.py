@@ -5,9 +5,10 @@ One view is the sweep's, one each trial's; `metrics` names and computes the figu
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from raybench.tracking import metrics
 from raybench.tracking.events import Event
+from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.tracking.stored_config import flatten
 
@@ -22,7 +24,7 @@ RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
 
 _NOT_CURVES = {"time", "kind", "trial_id", "backbone", "epoch", "phase"}
 _STEPS = {"trial_started", "epoch", "trial_finished"}
-_TABLES = ("config.yaml", "trials.csv", "leaderboard.csv")
+_TABLES = ("config.yaml", "trials.csv", "leaderboard.csv", "explainer_search.csv")
 _MAX_VALUE = 6000
 _MAX_ERROR = 500
 
@@ -104,6 +106,7 @@ def view(run: RunFolder) -> SweepView:
     name = str(config.get("name") or run.path.name)
     trials = run.read_csv("trials.csv")
     scores = run.read_parquet("scores.parquet")
+    winners = _winners(run)
     starts = [e for e in events if e["kind"] == "sweep_started"] or events[:1]
     by_trial: dict[str, list[Event]] = {i: [] for i in _trial_ids(events, trials)}
     for event in events:
@@ -114,11 +117,44 @@ def view(run: RunFolder) -> SweepView:
         name=name,
         key=f"{run.digest}:{metrics.name_part(name)}",
         started=str(start_ms),
-        parent=_sweep(run, config, name, events),
+        parent=_with_winners(_sweep(run, config, name, events), winners.get(NO_TRIAL, [])),
         trials=tuple(
-            _trial(run, trial_id, own or [{"time": start_ms / 1000, "kind": ""}], trials, scores)
+            _with_winners(
+                _trial(
+                    run, trial_id, own or [{"time": start_ms / 1000, "kind": ""}], trials, scores
+                ),
+                winners.get(trial_id, []),
+            )
             for trial_id, own in by_trial.items()
         ),
+    )
+
+
+def _winners(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """What the search over explainers' settings found, by trial."""
+    table = run.read_csv("explainer_search.csv")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table[table["winner"]].to_dict("records") if len(table) else []:
+        found.setdefault(str(row["trial_id"]), []).append({str(k): v for k, v in row.items()})
+    return found
+
+
+def _with_winners(shown: RunView, winners: list[dict[str, Any]]) -> RunView:
+    """A run with the settings that were found for its explainers, and their scores on Val."""
+    params = {
+        f"tuned_{row['explainer']}_{setting}": value
+        for row in winners
+        for setting, value in json.loads(row["parameters"]).items()
+    }
+    figures = {
+        metrics.metric_name(f"tuned_{column}", row["explainer"]): row[column]
+        for row in winners
+        for column in ("val_iou", "val_iou_cv")
+    }
+    return replace(
+        shown,
+        params=shown.params | _params(params),
+        metrics=shown.metrics | metrics.finite(figures),
     )
 
 
