@@ -57,6 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 *({"name": name} for name in EXPLAINERS[1:]),
             ],
         },
+        "explainer_search": {"n_trials": 2, "sampler": "random"},
         "execution": {"workers": 1},
     }
     path = folder / "sweep.yaml"
@@ -132,20 +133,45 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     ]
     best = set(trials[trials.best].trial_id)
     # 2 best trials: 5 explainers on 5 images; 2 others: 4 cheap ones on the 2 of Val; 2 rules each
-    assert len(scores) == (2 * 5 * 5 + 2 * 4 * 2) * 2
+    tuned = scores.explainer.str.endswith("_tuned")
+    assert (~tuned).sum() == (2 * 5 * 5 + 2 * 4 * 2) * 2
     assert set(scores[scores.split == "Test"].trial_id) == best
     assert set(scores[scores.explainer == "lime"].trial_id) == best
+    assert set(scores[scores.explainer == "lime_tuned"].trial_id) == best
+    assert set(scores[tuned].explainer) == {f"{name}_tuned" for name in EXPLAINERS}
     assert set(scores.trial_id) == set(trials.trial_id)
     assert scores.error.isna().all()
     assert scores[scores.explainer == "lime"].n_forward.between(2, 120).all()
-    assert len(board) == 2 * 5 * 2
+    assert (~board.explainer.str.endswith("_tuned")).sum() == 2 * 5 * 2
+    _expect_search(whole, scores, best)
     assert (board.n == 3).all()
     for name in ("config.yaml", "mlflow.db", "predictions.parquet", "events.jsonl"):
         assert (whole / name).exists(), name
     pictures = {p.name for p in (whole / "figures").glob("*.png")}
-    assert {"training_curves.png", "explainers.png"} <= pictures
+    assert {"training_curves.png", "explainers.png", "pareto.png"} <= pictures
     assert all(f"{kind}_{t}.png" in pictures for t in best for kind in ("roc", "infection_maps"))
     assert len(list((whole / "checkpoints").glob("*.safetensors"))) == 4
+
+
+def _expect_search(whole: Path, scores: pd.DataFrame, best: set[str]) -> None:
+    """What the search says of its winners on Val is what scoring their maps says."""
+    trials = pd.read_csv(whole / "explainer_search.csv")
+    assert len(trials) == 2 * (2 * 2 + 3)  # 2 settings of 2 explainers of each model, 3 of none
+    assert set(trials.trial_id) == best | {"shared"}
+    for row in trials[trials.winner].to_dict("records"):
+        rule = json.loads(row["parameters"])["threshold_rule"]
+        part = scores[
+            (scores.explainer == f"{row['explainer']}_tuned")
+            & (scores.threshold_rule == rule)
+            & (scores.split == "Val")
+            & (
+                scores.trial_id.isin(best)
+                if row["trial_id"] == "shared"
+                else scores.trial_id == row["trial_id"]
+            )
+        ]
+        assert part.iou.mean() == pytest.approx(row["val_iou"], abs=1e-12)
+        assert part.threshold.unique() == pytest.approx(row["threshold"])
 
 
 def test_the_skipped_image_is_named_in_the_result(whole: Path) -> None:
@@ -171,6 +197,9 @@ def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
         part = scores[(scores.trial_id == trial) & (scores.split == "Val")]
         mean = part[(part.explainer == "grad_cam") & (part.threshold_rule == "val")].iou.mean()
         assert child.data.metrics["iou_val/grad_cam.val"] == pytest.approx(mean)
+        is_best = child.data.tags["best"] == "true"
+        assert ("tuned_lime_kernel_width" in child.data.params) == is_best
+        assert ("tuned_val_iou/lime" in child.data.metrics) == is_best
 
 
 def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
@@ -203,6 +232,8 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
 
 def _same_results(one: Path, other: Path) -> None:
     a, b = (pd.read_csv(p / "trials.csv") for p in (one, other))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     keys = ["trial_id", "explainer", "threshold_rule", "image_id"]
     a, b = (

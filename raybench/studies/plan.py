@@ -167,8 +167,8 @@ def _search_lines(plan: Plan) -> Iterator[str]:
         return
     n_val, n_test = plan.explained["Val"], plan.explained["Test"]
     yield (
-        f"Searching settings of the explainers: {search.n_trials:,} of each on {n_val:,} Val images, "
-        f"{plan.n_settings:,} in all; the winners on {n_test:,} of Test"
+        f"Searching settings of the explainers: {search.n_trials:,} of each on {n_val:,} Val "
+        f"images, {plan.n_settings:,} in all; the winners on {n_test:,} of Test"
     )
     for space in plan.spaces:
         each = space.most_passes()
@@ -176,6 +176,6 @@ def _search_lines(plan: Plan) -> Iterator[str]:
         cost = f"at most {each:,} forward passes an image" if each else "no forward passes"
         yield f"  {space.explainer.title} ({cost}): {looked}"
     yield (
-        f"  in all at most {plan.n_forward_search:,} more forward passes for {n_models} models; what "
-        "any setting asked before is not asked again"
+        f"  in all at most {plan.n_forward_search:,} more forward passes for {n_models} models; "
+        "what any setting asked before is not asked again"
     )
