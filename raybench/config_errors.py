@@ -206,6 +206,8 @@ def _name(annotation: Any) -> str:
         return _name(args[0])
     if origin is Literal:
         return "|".join(str(a) for a in args)
+    if origin is dict:
+        return "keys and values"
     if origin is tuple:
         return f"list of {_name(args[0])}"
     if origin in (typing.Union, types.UnionType):

@@ -85,7 +85,13 @@ def search(
         context.run.write_csv("explainer_search.csv", whole[list(COLUMNS)])
     found: dict[str, list[Tuned]] = {}
     for study, tried in zip(studies, ended, strict=True):
-        if tried.winner is not None:
+        if tried.winner is None:
+            context.run.events.append(
+                "warning",
+                message=f"no settings of {study.title} ({study.trial_id}) were found, its own fail "
+                f"on every Val image: {tried.rows[0]['error']}",
+            )
+        else:
             parameters = json.loads(tried.rows[tried.winner]["parameters"])
             candidate = study.space.resolve(parameters)
             titled = candidate.explainer.model_copy(update={"label": f"{study.title}{TUNED}"})

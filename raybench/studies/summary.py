@@ -27,6 +27,7 @@ def show(run: RunFolder, console: Console) -> None:
     for name, meaning in (
         ("leaderboard.csv", "the table above"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),
+        ("explainer_search.csv", "a row a setting of an explainer that was tried"),
         ("figures/", "infection maps, curves, ROC, confusion matrices, bars"),
         (
             "mlflow.db",
@@ -34,7 +35,7 @@ def show(run: RunFolder, console: Console) -> None:
         ),
     ):
         if run.storage.exists(name.rstrip("/")):
-            console.print(f"  {name:<16} {meaning}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<20} {meaning}", highlight=False, soft_wrap=True)
 
 
 def _number(value: object, digits: int = 3) -> str:

@@ -17,6 +17,7 @@ from raybench.report.figures import (
     confusion_matrix,
     explainer_bars,
     explanation_panel,
+    pareto,
     png,
     roc_curves,
     training_curves,
@@ -231,3 +232,42 @@ def test_long_names_break_where_they_can() -> None:
     assert wrapped("Non-COVID", 12) == "Non-COVID"
     assert wrapped("a long title", 6) == "a long\ntitle"
     assert len(set(COLOURS)) == len(COLOURS)
+
+
+def tried() -> pd.DataFrame:
+    """Settings of LIME with two models, and of a reference that asks none."""
+    rows = [
+        ("t0", "vgg16", "lime", 0, 0.30, 400.0, False),
+        ("t0", "vgg16", "lime", 1, 0.25, 64.0, False),
+        ("t0", "vgg16", "lime", 2, 0.40, 256.0, True),
+        ("t0", "vgg16", "lime", 3, np.nan, np.nan, False),
+        ("t1", "resnet18", "lime", 0, 0.20, 400.0, True),
+        ("shared", None, "whole_lung", 0, 0.28, 0.0, True),
+    ]
+    columns = ["trial_id", "backbone", "explainer", "number", "val_iou", "n_forward", "winner"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_the_front_steps_from_the_cheapest_setting_to_the_best() -> None:
+    figure = pareto(tried())
+    rendered(figure)
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("vgg16 (t0)", "resnet18 (t1)")
+    front, lime, lung = first.get_lines()
+    # The lungs at no pass, then LIME with 256; its 64 passes are worth less than none at all.
+    np.testing.assert_allclose(front.get_xdata(), [-1.5, 8, np.log2(400)])
+    np.testing.assert_allclose(front.get_ydata(), [0.28, 0.40, 0.40])
+    np.testing.assert_allclose(lime.get_ydata(), [0.25, 0.40, 0.40])
+    np.testing.assert_allclose(np.diff(lime.get_xdata()), [2, np.log2(400 / 256)])
+    np.testing.assert_allclose(lung.get_ydata(), [0.28, 0.28])
+    np.testing.assert_allclose(second.get_lines()[0].get_ydata(), [0.28, 0.28])
+    drawn, own, won = (points.get_offsets().data for points in first.collections[:3])
+    assert len(drawn) == 3  # one failed
+    np.testing.assert_allclose(own[:, 1], [0.30])
+    np.testing.assert_allclose(won[:, 1], [0.40])
+    ticks = [text.get_text() for text in second.get_xticklabels()]
+    assert ticks == ["0", "1", "4", "16", "64", "256"]
+    assert png(pareto(tried())) == png(pareto(tried()))
+    assert pareto(tried().iloc[-1:]).axes[0].get_title() == "no model"
+    with pytest.raises(ValueError, match="val_iou"):
+        pareto(tried().drop(columns="val_iou"))
