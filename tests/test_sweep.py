@@ -57,7 +57,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 *({"name": name} for name in EXPLAINERS[1:]),
             ],
         },
-        "explainer_search": {"n_trials": 2, "sampler": "random"},
+        "explainer_search": {
+            "n_trials": 2,
+            "sampler": "random",
+            "explainers": {"lime": {"kernel_width": {"low": 0.1, "high": 1.0}}},
+        },
         "execution": {"workers": 1},
     }
     path = folder / "sweep.yaml"
@@ -159,7 +163,7 @@ def _expect_search(whole: Path, scores: pd.DataFrame, best: set[str]) -> None:
     assert len(trials) == 2 * (2 * 2 + 3)  # 2 settings of 2 explainers of each model, 3 of none
     assert set(trials.trial_id) == best | {"shared"}
     for row in trials[trials.winner].to_dict("records"):
-        rule = json.loads(row["parameters"])["threshold_rule"]
+        rule = json.loads(row["parameters"]).get("threshold_rule", "val")
         part = scores[
             (scores.explainer == f"{row['explainer']}_tuned")
             & (scores.threshold_rule == rule)

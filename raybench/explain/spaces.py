@@ -215,7 +215,10 @@ class Space:
         if isinstance(domain, Range) or place is None:
             return domain
         own = self._own_value(path)
-        known = any(own == value and type(own) is type(value) for value in domain.choices)
+        known = any(  # 1 and True are equal, and not the same
+            own == value and isinstance(own, bool) == isinstance(value, bool)
+            for value in domain.choices
+        )
         return domain if known else Choice(choices=(*domain.choices, own))
 
 
