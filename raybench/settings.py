@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -57,3 +65,12 @@ def searched(value_type: Any) -> Any:
         | Annotated[Choice, Tag("choice")],
         Discriminator(_kind),
     ]
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+BY_NAME = (Field(discriminator="name"), BeforeValidator(_by_name))
+"""What makes a union of settings a family told by `name`; a plain string stands for the member with
+its defaults (`fill: black` is `fill: {name: black}`): `Annotated[Black | Blur, *BY_NAME]`."""

@@ -91,6 +91,8 @@ class Subject:
         lung_mask: bool `[H, W]` at the ground truth's resolution, or None.
         shape: `(H, W)`, the ground truth's resolution: maps are delivered at it.
         target: index of the class to explain; None for the predicted one.
+        neighbours: uint8 `[n, h, w]`, training images laid over this one, for the fill that shows
+            them; nearest first.
     """
 
     image_id: str
@@ -98,6 +100,7 @@ class Subject:
     lung_mask: Mask | None
     shape: tuple[int, int]
     target: int | None = None
+    neighbours: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class Explainer(Settings):
         target: int | None = None,
         lung_mask: Mask | None = None,
         store: AnswerStore | None = None,
+        neighbours: NDArray[np.uint8] | None = None,
     ) -> AttributionMap:
         """Explain one image in this process.
 
@@ -104,6 +105,8 @@ class Explainer(Settings):
             lung_mask: bool `[H, W]`, for the references that need it.
             store: where answers are looked up before the model is asked, and kept; only those of
                 a `Classifier` that was loaded from a checkpoint, for others have no name.
+            neighbours: uint8 `[n, H', W']`, training images laid over this one, nearest first, for
+                the fill `neighbour`; a `Bank` finds them.
 
         Returns:
             The map at the image's own resolution; `extras["seconds"]` says how long it took and
@@ -116,6 +119,10 @@ class Explainer(Settings):
         _check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
         subject = self._subject(classifier, image, target, lung_mask)
+        if neighbours is not None:
+            size = (subject.image.shape[0], subject.image.shape[1])
+            near = np.stack([resize_gray(each, size) for each in neighbours])
+            subject = replace(subject, neighbours=near)
         done: dict[str, Arrays] = {}
         started, n_asked = time.perf_counter(), 0
         while units := self.plan(subject, done):

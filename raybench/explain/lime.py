@@ -11,8 +11,8 @@ from pydantic import Field
 from raybench.answers import digest
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
 from raybench.explain.designs import Design, asked_like, n_completions
+from raybench.explain.fills import AnyFill, Black
 from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
-from raybench.explain.perturbation import fill_image
 from raybench.explain.superpixels import Quickshift
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
@@ -57,7 +57,7 @@ class Lime(Explainer):
         "endless samples to an IoU of 1 minus this; null: ask all samples",
     )
     superpixels: Quickshift = Field(Quickshift(), description="the regions switched off")
-    fill: Literal["black", "mean"] = Field("black", description="what stands in for them")
+    fill: AnyFill = Field(Black(), description="what stands in for them")
     kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel")
     alpha: float = Field(1.0, ge=0, description="ridge penalty")
     deduplicate: bool = Field(True, description="ask equal perturbed images once")
@@ -74,6 +74,8 @@ class Lime(Explainer):
             question = Question(key, 0, len(subject.image))
             payload = {"image": subject.image}
             return [Unit("superpixels", payload, needs_model=False, question=question)]
+        if "fill" not in done and self.fill.is_drawn_once:
+            return [self._fill_unit(subject, done)]
         answered = [name for name in done if name.startswith("samples:")]
         if answered and self.adaptive is None:
             return []
@@ -83,33 +85,43 @@ class Lime(Explainer):
             if self._is_settled(subject, done, seen):
                 return []
             starts = starts[len(answered) : len(answered) + 1]
-        drawn = f"{self.fill} {asked_like(self.design)} {self.seed} {self.deduplicate}"
-        key = digest("lime", drawn, subject.image, done["superpixels"]["labels"])
-        return [self._unit(key, subject, done, seen, start) for start in starts]
+        drawn = f"{asked_like(self.design)} {self.seed} {self.deduplicate}"
+        fills = self._fills(subject, done)
+        labels = done["superpixels"]["labels"]
+        key = digest("lime", drawn, subject.image, labels, fills)
+        return [self._unit(key, subject, labels, fills, seen, start) for start in starts]
 
     def _unit(
         self,
         key: str,
         subject: Subject,
-        done: Mapping[str, Arrays],
+        superpixels: np.ndarray,
+        fills: np.ndarray,
         seen: Neighbourhood,
         start: int,
     ) -> Unit:
         stop = min(start + self.chunk, seen.n_distinct)
-        asked = seen.keep[seen.first[start:stop]]
+        rows = seen.first[start:stop]
+        shown, which = np.unique(seen.which[rows], return_inverse=True)
         return Unit(
             name=f"samples:{start:07d}",
             payload={
                 "image": subject.image,
-                "superpixels": done["superpixels"]["labels"],
-                "keep": np.packbits(asked, axis=1),
+                "superpixels": superpixels,
+                "keep": np.packbits(seen.keep[rows], axis=1),
+                "fills": fills[shown],
+                "which": which,
             },
             n_forward=stop - start,
             question=Question(key, start, stop),
         )
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
-        """Segment, or render a chunk of perturbations and ask the classifier."""
+        """Segment, draw what stands in, or ask the classifier about a chunk of perturbations."""
+        if unit.name == "fill":
+            subject, superpixels = unit.payload["subject"], unit.payload["superpixels"]
+            drawn = self.fill.draw(subject, superpixels)
+            return {"images": drawn.reshape(-1, drawn.shape[2])}
         image = unit.payload["image"]
         if unit.name == "superpixels":
             return {"labels": self.superpixels.segment(image)}
@@ -117,8 +129,8 @@ class Lime(Explainer):
         superpixels = unit.payload["superpixels"]
         n_superpixels = int(superpixels.max()) + 1
         keep = np.unpackbits(unit.payload["keep"], axis=1, count=n_superpixels).astype(bool)
-        fill = fill_image(image, superpixels, self.fill)
-        return {"answers": model.predict_perturbed(image, fill, superpixels, keep)}
+        fills, which = unit.payload["fills"], unit.payload["which"]
+        return {"answers": model.predict_perturbed(image, fills, superpixels, keep, which)}
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """Fit the surrogate of the target class and paint its weights onto the superpixels."""
@@ -154,14 +166,26 @@ class Lime(Explainer):
         areas = np.bincount(done["superpixels"]["labels"].ravel())
         return is_settled(fit, areas, self.threshold, self.adaptive, self.seed)
 
+    def _fill_unit(self, subject: Subject, done: Mapping[str, Arrays]) -> Unit:
+        labels = done["superpixels"]["labels"]
+        key = digest("fill", self.fill.identity, subject.image, labels)
+        question = Question(key, 0, self.fill.n_drawn * len(subject.image))
+        payload = {"subject": subject, "superpixels": labels}
+        return Unit("fill", payload, needs_model=False, question=question)
+
+    def _fills(self, subject: Subject, done: Mapping[str, Arrays]) -> np.ndarray:
+        """What stands in, uint8 `[F, h, w]`."""
+        if "fill" in done:
+            return done["fill"]["images"].reshape(-1, *subject.image.shape)
+        return self.fill.draw(subject, done["superpixels"]["labels"])
+
     def _neighbourhood(self, subject: Subject, done: Mapping[str, Arrays]) -> Neighbourhood:
         superpixels = done["superpixels"]["labels"]
-        fill = fill_image(subject.image, superpixels, self.fill)
         return Neighbourhood.draw(
             self.design,
             self.n_samples,
             subject.image,
-            fill,
+            self._fills(subject, done),
             superpixels,
             self.seed,
             n_completions(self.design, self.completions),

@@ -32,6 +32,8 @@ class Neighbourhood:
         keep: bool `[N, K]`, what the surrogate is fitted to.
         first: `[m]`, rows that show the model different images, in the order they are asked in.
         same_as: `[N]`, for each row the place in `first` of the image it shows.
+        which: `[N]`, for each row the number of the fill that stands in; they take turns, what was
+            drawn together sharing one.
         completions: rows that each image stands for.
         group_size: rows drawn together, which stay together in the jackknife.
     """
@@ -39,6 +41,7 @@ class Neighbourhood:
     keep: Keep
     first: NDArray[np.intp]
     same_as: NDArray[np.intp]
+    which: NDArray[np.intp]
     completions: int
     group_size: int
 
@@ -48,15 +51,28 @@ class Neighbourhood:
         design: Design,
         n_samples: int,
         image: Gray,
-        fill: Gray,
+        fills: NDArray[np.uint8],
         superpixels: NDArray[np.int32],
         seed: int,
         completions: int,
         deduplicate: bool,
     ) -> Neighbourhood:
-        """Draw a design for an image, uint8 `[h, w]`, with superpixels int32 `[h, w]`."""
-        active = active_superpixels(image, fill, superpixels)
-        return _drawn(design, n_samples, tuple(active.tolist()), seed, completions, deduplicate)
+        """Draw a design for an image.
+
+        Args:
+            image: uint8 `[h, w]`, with its superpixels, int32 `[h, w]`.
+            fills: uint8 `[F, h, w]`.
+        """
+        active = active_superpixels(image, fills, superpixels)
+        return _drawn(
+            design,
+            n_samples,
+            tuple(active.tolist()),
+            seed,
+            completions,
+            deduplicate,
+            len(fills),
+        )
 
     @property
     def n_distinct(self) -> int:
@@ -80,7 +96,7 @@ class Neighbourhood:
         return int(missing.argmax()) if missing.any() else len(self.keep)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _drawn(
     design: Design,
     n_samples: int,
@@ -88,19 +104,23 @@ def _drawn(
     seed: int,
     completions: int,
     deduplicate: bool,
+    n_fills: int,
 ) -> Neighbourhood:
     """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one."""
     mask = np.array(active, dtype=bool)
     keep = keep_vectors(design, n_samples, mask, seed, completions)
+    together = 1 if design == "independent" else 2
+    # The unperturbed image leads the design and belongs to no pair.
+    shown = np.arange(len(keep)) // completions
+    which = np.maximum(shown - 1, 0) // together % n_fills
     if deduplicate:
-        first, same_as = distinct(keep, mask)
+        first, same_as = distinct(keep, mask, which if n_fills > 1 else None)
     else:
         first = np.arange(0, len(keep), completions)
         same_as = np.arange(len(keep)) // completions
-    for array in (keep, first, same_as):
+    for array in (keep, first, same_as, which):
         array.flags.writeable = False
-    pairs = 1 if design == "independent" else 2
-    return Neighbourhood(keep, first, same_as, completions, pairs * completions)
+    return Neighbourhood(keep, first, same_as, which, completions, together * completions)
 
 
 @dataclass(frozen=True, slots=True)
