@@ -21,6 +21,9 @@ Mask = NDArray[np.bool_]
 Values = NDArray[np.float32]
 """An attribution map's values, float32 `[H, W]`, signed, not normalised."""
 
+Sign = Literal["both", "for", "against", "absolute"]
+"""Which part of a signed attribution map is looked at."""
+
 Arrays = dict[str, NDArray[Any]]
 """What a unit of work returns: named arrays."""
 

@@ -24,7 +24,7 @@ from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
 from raybench.settings import Settings
-from raybench.types import Arrays, AttributionMap, Mask, Subject, Unit, Values
+from raybench.types import Arrays, AttributionMap, Mask, Sign, Subject, Unit, Values
 
 
 class Explainer(Settings):
@@ -40,6 +40,11 @@ class Explainer(Settings):
     )
     threshold: float = Field(
         0.5, ge=0, lt=1, description="of the `fixed` rule, on the map scaled to [0, 1]"
+    )
+    sign: Sign = Field(
+        "both",
+        description="what of a signed map the salient mask is made from: both (as in the study), "
+        "for (the class), against (it), or absolute",
     )
     clip_to_lungs: bool = Field(False, description="salient pixels outside the lungs are dropped")
     median_filter: int = Field(
