@@ -107,6 +107,8 @@ class Inpaint(_Fill):
     def draw(self, subject: Subject, superpixels: Regions | None) -> NDArray[np.uint8]:
         """One call of OpenCV's inpainting a superpixel that holds a lit pixel.
 
+        A superpixel that nothing surrounds becomes black.
+
         Raises:
             ExplainError: there are no superpixels to draw one by one.
         """
@@ -114,17 +116,29 @@ class Inpaint(_Fill):
             raise ExplainError("fill: inpaint draws superpixels, and this explainer has none")
         image, found = subject.image, subject.image.copy()
         radius = max(1.0, self.radius * min(image.shape))
-        margin = int(np.ceil(radius)) + 1
+        margin = int(np.ceil(radius)) + 2
+        # OpenCV does not reach the outermost pixels: what is hidden is continued beyond them.
+        edge = ((margin, margin), (margin, margin))
+        framed, labels = np.pad(image, edge, "edge"), np.pad(superpixels, edge, "edge")
+        inner = (slice(margin, -margin), slice(margin, -margin))
         for label in np.unique(superpixels[image > 0]):
-            hidden = superpixels == label
-            rows, columns = np.flatnonzero(hidden.any(axis=1)), np.flatnonzero(hidden.any(axis=0))
-            box = (  # what lies further off does not enter
-                slice(max(0, rows[0] - margin), rows[-1] + margin + 1),
-                slice(max(0, columns[0] - margin), columns[-1] + margin + 1),
-            )
-            drawn = cv2.inpaint(image[box], hidden[box].view(np.uint8), radius, cv2.INPAINT_TELEA)
-            found[box][hidden[box]] = drawn[hidden[box]]
+            box = _about(superpixels == label, 2 * margin)  # in the frame: `margin` on each side
+            hidden = labels[box] == label
+            drawn = np.zeros(hidden.shape, np.uint8)
+            if not hidden.all():
+                mask = hidden.astype(np.uint8)
+                drawn = np.asarray(cv2.inpaint(framed[box], mask, radius, cv2.INPAINT_TELEA))
+            whole = np.zeros(labels.shape, np.uint8)
+            whole[box] = drawn
+            own = superpixels == label
+            found[own] = whole[inner][own]
         return found[None]
+
+
+def _about(mask: NDArray[np.bool_], more: int) -> tuple[slice, slice]:
+    """The box of a mask, its ends moved on by `more`: its surroundings, in a frame half as wide."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(rows[0], rows[-1] + 1 + more), slice(columns[0], columns[-1] + 1 + more)
 
 
 class Noise(_Fill):

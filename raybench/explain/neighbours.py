@@ -127,7 +127,9 @@ def lay_over(other: Gray, its_lungs: Mask | None, image: Gray, lungs: Mask | Non
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     replicate = cv2.BORDER_REPLICATE
     found = np.asarray(cv2.warpAffine(other, to_other, size, flags=flags, borderMode=replicate))
-    if image[~own].any():
+    # Resized with pixel areas, masked lungs have a rim that lies just outside the resized mask.
+    about = cv2.dilate(own.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    if image[~about].any():
         return np.asarray(found, np.uint8)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     covered = cv2.warpAffine(its_lungs.astype(np.uint8), to_other, size, flags=flags) > 0
@@ -138,7 +140,7 @@ def lay_over(other: Gray, its_lungs: Mask | None, image: Gray, lungs: Mask | Non
             ~covered, return_distances=False, return_indices=True
         )
         found = np.where(covered, found, found[rows, columns])
-    return np.where(own, found, 0).astype(np.uint8)
+    return np.where(own | (image > 0), found, 0).astype(np.uint8)
 
 
 def _box_to_box(own: Mask, other: Mask) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from raybench.data.phantom import Phantom
+from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
 from raybench.explain.fills import AnyFill, AnyWholeFill, Blur, Inpaint, Mean, Neighbour, Noise
 from raybench.explain.lime import Lime
@@ -154,6 +156,14 @@ def box(shape: tuple[int, int], top: int, bottom: int, left: int, right: int) ->
     return mask
 
 
+def test_a_neighbour_fills_the_lungs_of_a_resized_phantom_and_nothing_else() -> None:
+    data = Phantom(name="phantom", n_train=2, n_val=1, n_test=1, size=256)
+    one, other = (data.load(data.records()[i]) for i in (0, -1))
+    image = resize_gray(Preprocess().apply(one), (100, 100))
+    found = lay_over(Preprocess().apply(other), other.lung_mask, image, one.lung_mask)
+    np.testing.assert_array_equal(found > 0, image > 0)
+
+
 def test_a_neighbour_is_laid_lungs_over_lungs() -> None:
     """A ramp in one box comes out as the same ramp in another, twice as large."""
     its_lungs, lungs = box((60, 70), 10, 30, 5, 45), box((90, 100), 20, 60, 12, 92)
@@ -176,6 +186,10 @@ def test_no_hole_is_left_where_the_neighbours_lungs_end() -> None:
     np.testing.assert_array_equal(
         lay_over(other, its_lungs, image, lungs), np.where(lungs, 90, 0).astype(np.uint8)
     )
+    rim = np.where(lungs, 200, 0).astype(np.uint8)
+    rim[7, 8:56] = 30  # what resizing leaves beside the mask
+    rimmed = lay_over(other, its_lungs, rim, lungs)
+    np.testing.assert_array_equal(rimmed, np.where(rim > 0, 90, 0).astype(np.uint8))
     unmasked = np.full((64, 64), 7, np.uint8)
     np.testing.assert_array_equal(lay_over(other, its_lungs, unmasked, lungs), other)
     np.testing.assert_array_equal(lay_over(other, None, image, lungs), other)
