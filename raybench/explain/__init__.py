@@ -8,7 +8,14 @@ from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
 from raybench.explain.references import CentrePrior, RandomSuperpixels, WholeLung
-from raybench.explain.superpixels import Quickshift
+from raybench.explain.superpixels import (
+    AnySuperpixels,
+    CompactWatershed,
+    Felzenszwalb,
+    Grid,
+    Quickshift,
+    Slic,
+)
 
 AnyExplainer = Annotated[
     Lime | GradCam | WholeLung | CentrePrior | RandomSuperpixels, Field(discriminator="name")
@@ -17,11 +24,16 @@ AnyExplainer = Annotated[
 
 __all__ = [
     "AnyExplainer",
+    "AnySuperpixels",
     "CentrePrior",
+    "CompactWatershed",
     "Explainer",
+    "Felzenszwalb",
     "GradCam",
+    "Grid",
     "Lime",
     "Quickshift",
     "RandomSuperpixels",
+    "Slic",
     "WholeLung",
 ]

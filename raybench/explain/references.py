@@ -11,7 +11,7 @@ from pydantic import Field
 
 from raybench.errors import ExplainError
 from raybench.explain.base import Explainer, to_shape
-from raybench.explain.superpixels import Quickshift
+from raybench.explain.superpixels import AnySuperpixels, Quickshift
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Subject, Unit, Values
 
@@ -49,6 +49,11 @@ class WholeLung(_Reference):
 
     name: Literal["whole_lung"] = "whole_lung"
 
+    @property
+    def needs_lungs(self) -> bool:
+        """Always: they are the map."""
+        return True
+
     def draw(self, subject: Subject) -> Values:
         """The lung mask.
 
@@ -74,18 +79,23 @@ class CentrePrior(_Reference):
 
 
 class RandomSuperpixels(_Reference):
-    """Quickshift superpixels of the image itself, weights drawn uniformly from [0, 1].
+    """Superpixels of the image itself, weights drawn uniformly from [0, 1].
 
     LIME's own superpixels only where it works at the image's resolution too.
     """
 
     name: Literal["random_superpixels"] = "random_superpixels"
     seed: int = Field(0, ge=0, description="of the weights, together with the image's name")
-    superpixels: Quickshift = Field(Quickshift(), description="the regions")
+    superpixels: AnySuperpixels = Field(Quickshift(), description="the regions")
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether the superpixels are confined, or the mask is clipped."""
+        return super().needs_lungs or self.superpixels.confine
 
     def draw(self, subject: Subject) -> Values:
         """The superpixels of the image itself, painted at random."""
-        labels = self.superpixels.segment(subject.image)
+        labels = self.superpixels.segment(subject.image, subject.lung_mask)
         rng = np.random.default_rng([self.seed, zlib.crc32(subject.image_id.encode())])
         weights = rng.random(int(labels.max()) + 1)
         return to_shape(weights[labels], subject.shape, smooth=False)
