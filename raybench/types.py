@@ -91,6 +91,8 @@ class Subject:
         lung_mask: bool `[H, W]` at the ground truth's resolution, or None.
         shape: `(H, W)`, the ground truth's resolution: maps are delivered at it.
         target: index of the class to explain; None for the predicted one.
+        prior: float32 `[H, W]`, 0 to 1, the share of Train's infection masks that each pixel lies
+            in; None where Train has none, or the explainer does not ask for it (`needs_prior`).
     """
 
     image_id: str
@@ -98,6 +100,7 @@ class Subject:
     lung_mask: Mask | None
     shape: tuple[int, int]
     target: int | None = None
+    prior: Values | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,13 @@ from pydantic import Field
 from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
-from raybench.explain.references import CentrePrior, RandomSuperpixels, WholeLung
+from raybench.explain.references import (
+    CentrePrior,
+    Edges,
+    Intensity,
+    RandomSuperpixels,
+    WholeLung,
+)
 from raybench.explain.superpixels import (
     AnySuperpixels,
     CompactWatershed,
@@ -18,7 +24,15 @@ from raybench.explain.superpixels import (
 )
 
 AnyExplainer = Annotated[
-    Lime | GradCam | WholeLung | CentrePrior | RandomSuperpixels, Field(discriminator="name")
+    Lime
+    | GradCam
+    # references
+    | WholeLung
+    | CentrePrior
+    | RandomSuperpixels
+    | Intensity
+    | Edges,
+    Field(discriminator="name"),
 ]
 """What an entry of `explain.explainers` parses into."""
 
@@ -27,10 +41,12 @@ __all__ = [
     "AnySuperpixels",
     "CentrePrior",
     "CompactWatershed",
+    "Edges",
     "Explainer",
     "Felzenszwalb",
     "GradCam",
     "Grid",
+    "Intensity",
     "Lime",
     "Quickshift",
     "RandomSuperpixels",

@@ -90,6 +90,11 @@ class Explainer(Settings):
         return self.clip_to_lungs
 
     @property
+    def needs_prior(self) -> bool:
+        """Whether it looks at `Subject.prior`."""
+        return False
+
+    @property
     def is_cheap(self) -> bool:
         """Whether it costs so little that every trial gets it."""
         return self.n_forward_planned() <= 10
