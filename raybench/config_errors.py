@@ -236,8 +236,10 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is PydanticUndefined or isinstance(value, BaseModel):
+    if value is PydanticUndefined:
         return ""
+    if isinstance(value, BaseModel):  # of a family its member's name, else what stands below
+        return _tag(type(value)) or ""
     if isinstance(value, tuple):
         return ", ".join(str(getattr(v, "name", v)) for v in value)
     return str(value) if isinstance(value, str) else _shown(value)

@@ -67,10 +67,24 @@ def searched(value_type: Any) -> Any:
     ]
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+def named(union: Any, default: str | None = None) -> Any:
+    """The type of a setting that is one of a family, told apart by `name`.
 
+    A plain string stands for the member of that name with its defaults: `slic` is `{name: slic}`.
 
-BY_NAME = (Field(discriminator="name"), BeforeValidator(_by_name))
-"""What makes a union of settings a family told by `name`; a plain string stands for the member with
-its defaults (`fill: black` is `fill: {name: black}`): `Annotated[Black | Blur, *BY_NAME]`."""
+    Args:
+        union: the members, each a `Settings` with `name: Literal[...]`, joined by `|`.
+        default: member that keys without a `name` belong to; None: a name is required.
+    """
+
+    def spelled_out(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if default is not None and isinstance(value, dict) and "name" not in value:
+            return {"name": default, **value}
+        return value
+
+    return Annotated[
+        Annotated[union, Field(discriminator="name")],
+        BeforeValidator(spelled_out),
+    ]

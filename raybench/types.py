@@ -96,6 +96,8 @@ class Subject:
         target: index of the class to explain; None for the predicted one.
         neighbours: uint8 `[n, h, w]`, training images laid over this one, for the fill that shows
             them; nearest first.
+        prior: float32 `[H, W]`, 0 to 1, the share of Train's infection masks that each pixel lies
+            in; None where Train has none, or the explainer does not ask for it (`needs_prior`).
     """
 
     image_id: str
@@ -104,6 +106,7 @@ class Subject:
     shape: tuple[int, int]
     target: int | None = None
     neighbours: NDArray[np.uint8] | None = None
+    prior: Values | None = None
 
 
 @dataclass(frozen=True, slots=True)

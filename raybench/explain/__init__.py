@@ -7,21 +7,49 @@ from pydantic import Field
 from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
-from raybench.explain.references import CentrePrior, RandomSuperpixels, WholeLung
-from raybench.explain.superpixels import Quickshift
+from raybench.explain.references import (
+    CentrePrior,
+    Edges,
+    Intensity,
+    RandomSuperpixels,
+    WholeLung,
+)
+from raybench.explain.superpixels import (
+    AnySuperpixels,
+    CompactWatershed,
+    Felzenszwalb,
+    Grid,
+    Quickshift,
+    Slic,
+)
 
 AnyExplainer = Annotated[
-    Lime | GradCam | WholeLung | CentrePrior | RandomSuperpixels, Field(discriminator="name")
+    Lime
+    | GradCam
+    # references
+    | WholeLung
+    | CentrePrior
+    | RandomSuperpixels
+    | Intensity
+    | Edges,
+    Field(discriminator="name"),
 ]
 """What an entry of `explain.explainers` parses into."""
 
 __all__ = [
     "AnyExplainer",
+    "AnySuperpixels",
     "CentrePrior",
+    "CompactWatershed",
+    "Edges",
     "Explainer",
+    "Felzenszwalb",
     "GradCam",
+    "Grid",
+    "Intensity",
     "Lime",
     "Quickshift",
     "RandomSuperpixels",
+    "Slic",
     "WholeLung",
 ]

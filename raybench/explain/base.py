@@ -85,6 +85,20 @@ class Explainer(Settings):
     def n_forward_planned(self) -> int:
         """Forward passes an image, at most."""
 
+    def n_units_planned(self) -> int:
+        """Units of work an image, at most."""
+        return 1
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether it cannot do without a lung mask."""
+        return self.clip_to_lungs
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether it looks at `Subject.prior`."""
+        return False
+
     @property
     def is_cheap(self) -> bool:
         """Whether it costs so little that every trial gets it."""

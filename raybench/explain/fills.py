@@ -7,7 +7,7 @@ on the image alone and not on the keep-vector, so that a perturbed image is comp
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raybench.errors import ExplainError
-from raybench.settings import BY_NAME, Settings
+from raybench.settings import Settings, named
 from raybench.types import Subject
 
 Regions = NDArray[np.int32]
@@ -221,8 +221,10 @@ class Neighbour(_Fill):
         return np.asarray(near[: self.n])
 
 
-AnyFill = Annotated[Black | Mean | Blur | Inpaint | Noise | Neighbour, *BY_NAME]
-"""What `fill` of an explainer with superpixels parses into."""
-
-AnyWholeFill = Annotated[Black | Mean | Blur | Noise | Neighbour, *BY_NAME]
-"""The same for explainers without superpixels."""
+if TYPE_CHECKING:
+    AnyFill = Black | Mean | Blur | Inpaint | Noise | Neighbour
+    AnyWholeFill = Black | Mean | Blur | Noise | Neighbour
+else:
+    AnyFill = named(Black | Mean | Blur | Inpaint | Noise | Neighbour)
+    AnyWholeFill = named(Black | Mean | Blur | Noise | Neighbour)
+"""What `fill` parses into: of an explainer with superpixels, and of one without."""

@@ -13,7 +13,7 @@ from raybench.explain.base import Explainer, need_classifier, target_class, to_s
 from raybench.explain.designs import Design, asked_like, n_completions
 from raybench.explain.fills import AnyFill, Black
 from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
-from raybench.explain.superpixels import Quickshift
+from raybench.explain.superpixels import AnySuperpixels, Quickshift, superpixels_unit
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
@@ -56,7 +56,7 @@ class Lime(Explainer):
         description="stop an image once its salient mask is expected to agree with that of "
         "endless samples to an IoU of 1 minus this; null: ask all samples",
     )
-    superpixels: Quickshift = Field(Quickshift(), description="the regions switched off")
+    superpixels: AnySuperpixels = Field(Quickshift(), description="the regions switched off")
     fill: AnyFill = Field(Black(), description="what stands in for them")
     kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel")
     alpha: float = Field(1.0, ge=0, description="ridge penalty")
@@ -67,13 +67,19 @@ class Lime(Explainer):
         """Forward passes an image, before equal ones are merged."""
         return self.n_samples
 
+    def n_units_planned(self) -> int:
+        """The superpixels, and chunks of perturbations."""
+        return 1 + -(-self.n_samples // self.chunk)
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether the superpixels are confined, or the mask is clipped."""
+        return super().needs_lungs or self.superpixels.confine
+
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """First the superpixels, then chunks of keep-vectors: all, or one more until it settles."""
         if "superpixels" not in done:
-            key = digest("superpixels", self.superpixels.identity, subject.image)
-            question = Question(key, 0, len(subject.image))
-            payload = {"image": subject.image}
-            return [Unit("superpixels", payload, needs_model=False, question=question)]
+            return [superpixels_unit(self.superpixels, subject)]
         if "fill" not in done and self.fill.is_drawn_once:
             return [self._fill_unit(subject, done)]
         answered = [name for name in done if name.startswith("samples:")]
@@ -124,7 +130,7 @@ class Lime(Explainer):
             return {"images": drawn.reshape(-1, drawn.shape[2])}
         image = unit.payload["image"]
         if unit.name == "superpixels":
-            return {"labels": self.superpixels.segment(image)}
+            return {"labels": self.superpixels.segment(image, unit.payload.get("lungs"))}
         model = need_classifier(unit, classifier)
         superpixels = unit.payload["superpixels"]
         n_superpixels = int(superpixels.max()) + 1

@@ -14,7 +14,6 @@ from raybench.config import SweepConfig
 from raybench.data.scan import Scan, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
-from raybench.explain import WholeLung
 from raybench.models.backbones import module_at
 from raybench.models.build import build
 from raybench.models.runtime import check_backend
@@ -98,9 +97,8 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     _check_explainers(config)
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
-    explainers = config.explain.explainers
     needs_lungs = config.preprocess.lung_masking or any(
-        e.clip_to_lungs or isinstance(e, WholeLung) for e in explainers
+        explainer.needs_lungs for explainer in config.explain.explainers
     )
     bar = progress_bar(len(records), "checking images", "image")
     try:
