@@ -76,6 +76,7 @@ def explain(
         if not todo:
             return
         material = Material(context, sizes)
+        material.prepare(pool, dict.fromkeys((item.trial_id, item.explainer) for item in todo))
         asked = sorted({item.trial_id for item in todo if isinstance(item.explainer, Lime)})
         keys = model_keys(
             context,

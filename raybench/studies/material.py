@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import cv2
 import numpy as np
 
 from raybench.data.preprocess import resize_gray
+from raybench.executor import Pool
 from raybench.explain import Explainer
+from raybench.explain.fills import Neighbour
+from raybench.studies.banks import Banks
 from raybench.studies.context import Context
 from raybench.types import Subject, Values, XrayRecord
 
@@ -26,6 +29,24 @@ class Material:
 
     def __init__(self, context: Context, sizes: Mapping[str, tuple[int, int]]) -> None:
         self._context, self._sizes = context, sizes
+        self._banks = Banks(context)
+
+    def prepare(self, pool: Pool, asked: Iterable[tuple[str, Explainer]]) -> None:
+        """What has to be asked of the models before images are explained: neighbours' features.
+
+        Args:
+            asked: trial and explainer, for all that will be explained.
+
+        Raises:
+            ExecutionError: a model has no features to give.
+        """
+        wanted: dict[str, list[Neighbour]] = {}
+        for trial_id, explainer in asked:
+            fill = getattr(explainer, "fill", None)
+            if isinstance(fill, Neighbour):
+                wanted.setdefault(trial_id, []).append(fill)
+        for trial_id, fills in wanted.items():
+            self._banks.prepare(pool, trial_id, self._sizes[trial_id], fills)
 
     def subject(self, explainer: Explainer, record: XrayRecord, trial_id: str | None) -> Subject:
         """An image for an explainer.
@@ -42,12 +63,16 @@ class Material:
         if trial_id is not None and context.config.explain.grid == "model":
             image = resize_gray(image, self._sizes[trial_id])
         shape = (xray.image.shape[0], xray.image.shape[1])
+        fill, near = getattr(explainer, "fill", None), None
+        if trial_id is not None and isinstance(fill, Neighbour):
+            near = self._banks.near(trial_id, record, image, xray.lung_mask, fill)
         return Subject(
             image_id=record.image_id,
             image=image,
             lung_mask=xray.lung_mask,
             shape=shape,
             target=target_of(context, explainer, record),
+            neighbours=near,
             prior=self._prior_at(shape) if explainer.needs_prior else None,
         )
 
