@@ -20,7 +20,13 @@ from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import brief, build
 from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
-from raybench.models.perturbed import Composer, check_perturbed, resize_matrices
+from raybench.models.perturbed import (
+    Blender,
+    Composer,
+    check_perturbed,
+    check_pixels,
+    resize_matrices,
+)
 from raybench.models.runtime import (
     CPU_BATCH,
     EAGER,
@@ -273,6 +279,33 @@ class Classifier:
             return rendered
         return self._resizing(image, fill, superpixels, keep)
 
+    def predict_blended(
+        self, image: Gray, fill: Gray, n: int, shown: Compose
+    ) -> NDArray[np.float32]:
+        """Class probabilities of soft perturbations, composed on the model's device.
+
+        The i-th is `shown[i] * image + (1 - shown[i]) * fill` in grey levels, brought to the
+        model's input size; nothing is rounded.
+
+        Args:
+            image, fill: uint8 `[h, w]`.
+            shown: from and up to which of the n, to float `[m, h, w]` in [0, 1] on the device.
+
+        Returns:
+            float32 `[n, C]`.
+
+        Raises:
+            ModelError: the arrays do not fit together, or memory is out with one image a pass.
+        """
+        check_pixels(image, fill)
+        with torch.inference_mode():
+            if image.shape == self.input_size:
+                both = self.prepare(np.stack([image, fill]))
+                return self.ask(n, Blender(both[:1], both[1:], shown))
+            both = self._at_own_size(image, fill)
+            blend = Blender(both[:1], both[1:], shown)
+            return self.ask(n, self._resized(blend, image.shape, levels=False))
+
     def _resizing(
         self,
         image: Gray,
@@ -281,17 +314,23 @@ class Classifier:
         keep: NDArray[np.bool_],
     ) -> Compose:
         """Composes at the image's size and resizes on the device, as `resize_gray` would."""
-        shape = (image.shape[0], image.shape[1])
-        both = torch.from_numpy(np.stack([image, fill])).to(self.device).float().unsqueeze(1)
-        at_own_size = Composer(both[:1], both[1:], superpixels, keep)
+        both = self._at_own_size(image, fill)
+        composer = Composer(both[:1], both[1:], superpixels, keep)
+        return self._resized(composer, image.shape, levels=True)
+
+    def _at_own_size(self, image: Gray, fill: Gray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([image, fill])).to(self.device).float().unsqueeze(1)
+
+    def _resized(self, compose: Compose, shape: tuple[int, ...], levels: bool) -> Compose:
+        """What is composed in grey levels at a shape, resized; to whole grey levels, or any."""
         rows, columns = (
             torch.from_numpy(matrix).to(self.device)
-            for matrix in resize_matrices(shape, self.input_size)
+            for matrix in resize_matrices((shape[0], shape[1]), self.input_size)
         )
 
         def resized(start: int, stop: int) -> torch.Tensor:
-            grey = at_own_size(start, stop).contiguous()
-            return self._normalise((rows @ grey @ columns).round().clamp(0, 255))
+            grey = rows @ compose(start, stop).contiguous() @ columns
+            return self._normalise(grey.round().clamp(0, 255) if levels else grey)
 
         return resized
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,12 +20,7 @@ def check_perturbed(
     Raises:
         ModelError: a shape or dtype is wrong, or a label has no bit.
     """
-    for name, array in (("image", image), ("fill", fill)):
-        if array.dtype != np.uint8 or array.ndim != 2 or array.shape != image.shape:
-            raise ModelError(
-                f"{name}: expected uint8 {list(image.shape)}, found {array.dtype} "
-                f"{list(array.shape)}"
-            )
+    check_pixels(image, fill)
     if superpixels.shape != image.shape or superpixels.dtype.kind not in "iu":
         raise ModelError(
             f"superpixels: expected whole numbers {list(image.shape)}, found {superpixels.dtype} "
@@ -39,6 +36,20 @@ def check_perturbed(
             f"superpixels: expected labels 0 to {keep.shape[1] - 1} (keep has {keep.shape[1]} "
             f"columns), found {low} to {high}"
         )
+
+
+def check_pixels(image: Gray, fill: Gray) -> None:
+    """Refuse an image and a fill that do not fit together.
+
+    Raises:
+        ModelError: a shape or dtype is wrong.
+    """
+    for name, array in (("image", image), ("fill", fill)):
+        if array.dtype != np.uint8 or array.ndim != 2 or array.shape != image.shape:
+            raise ModelError(
+                f"{name}: expected uint8 {list(image.shape)}, found {array.dtype} "
+                f"{list(array.shape)}"
+            )
 
 
 class Composer:
@@ -74,6 +85,33 @@ class Composer:
         shown = self._keep[start:stop].gather(1, self._labels.expand(n, -1))
         batch = torch.where(shown, self._image, self._fill)
         return batch.view(n, self._height, self._width, self._channels).permute(0, 3, 1, 2)
+
+
+class Blender:
+    """Blends of an image and a fill, on a device: soft perturbations.
+
+    Args:
+        image, fill: `[1, C, h, w]` on the device.
+        shown: from and up to which index, to float `[n, h, w]` on the device: 1 shows the image, 0
+            the fill, what lies between a part of both.
+    """
+
+    def __init__(
+        self,
+        image: torch.Tensor,
+        fill: torch.Tensor,
+        shown: Callable[[int, int], torch.Tensor],
+    ) -> None:
+        self._image, self._fill, self._shown = image, fill, shown
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        """Blends `start` to `stop`, `[n, C, h, w]`, channels last; an end is met exactly."""
+        shown = self._shown(start, stop)
+        if shown.shape != (stop - start, *self._image.shape[2:]):
+            expected = [stop - start, *self._image.shape[2:]]
+            raise ModelError(f"shown: expected {expected}, found {list(shown.shape)}")
+        blend = torch.lerp(self._fill, self._image, shown.unsqueeze(1))
+        return blend.contiguous(memory_format=torch.channels_last)
 
 
 def resize_matrices(
