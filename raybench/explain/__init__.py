@@ -7,6 +7,7 @@ from pydantic import Field
 from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
+from raybench.explain.occlusion import Occlusion
 from raybench.explain.references import (
     CentrePrior,
     Edges,
@@ -14,6 +15,7 @@ from raybench.explain.references import (
     RandomSuperpixels,
     WholeLung,
 )
+from raybench.explain.rise import Rise
 from raybench.explain.superpixels import (
     AnySuperpixels,
     CompactWatershed,
@@ -26,6 +28,8 @@ from raybench.explain.superpixels import (
 AnyExplainer = Annotated[
     Lime
     | GradCam
+    | Occlusion
+    | Rise
     # references
     | WholeLung
     | CentrePrior
@@ -48,8 +52,10 @@ __all__ = [
     "Grid",
     "Intensity",
     "Lime",
+    "Occlusion",
     "Quickshift",
     "RandomSuperpixels",
+    "Rise",
     "Slic",
     "WholeLung",
 ]

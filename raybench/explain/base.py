@@ -257,6 +257,13 @@ def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
     return classifier
 
 
+def joined(done: Mapping[str, Arrays], prefix: str) -> NDArray[np.floating]:
+    """The answers `[n, C]` of the units whose names begin alike, in the order of their names."""
+    return np.concatenate(
+        [done[name]["answers"] for name in sorted(done) if name.startswith(prefix)]
+    )
+
+
 def target_class(scores: NDArray[np.floating], target: int | None) -> int:
     """Index of the class to explain: `target`, or the predicted one where it is None.
 

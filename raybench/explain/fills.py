@@ -228,3 +228,17 @@ else:
     AnyFill = named(Black | Mean | Blur | Inpaint | Noise | Neighbour)
     AnyWholeFill = named(Black | Mean | Blur | Noise | Neighbour)
 """What `fill` parses into: of an explainer with superpixels, and of one without."""
+
+
+def one_image(fill: AnyWholeFill) -> AnyWholeFill:
+    """Refuse, as a validator, a fill that shows several images in turns.
+
+    Without a surrogate to average the answers, what a region did could not be told from which image
+    stood in for it.
+    """
+    if fill.n_drawn != 1:
+        raise ValueError(
+            f"expected a fill of one image here, found {fill.n_drawn} that take turns; set "
+            f"{'combine: mean' if fill.name == 'neighbour' else 'n_images: 1'}, or choose another"
+        )
+    return fill

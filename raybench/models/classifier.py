@@ -20,7 +20,13 @@ from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import brief, build
 from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
-from raybench.models.perturbed import Composer, check_perturbed, resize_matrices
+from raybench.models.perturbed import (
+    Blender,
+    Composer,
+    check_perturbed,
+    check_pixels,
+    resize_matrices,
+)
 from raybench.models.runtime import (
     CPU_BATCH,
     EAGER,
@@ -280,6 +286,34 @@ class Classifier:
             return rendered
         return self._resizing(both, superpixels, keep, which)
 
+    def predict_blended(
+        self, image: Gray, fill: Gray, n: int, shown: Compose
+    ) -> NDArray[np.float32]:
+        """Class probabilities of soft perturbations, composed on the model's device.
+
+        The i-th is `shown[i] * image + (1 - shown[i]) * fill` in grey levels, brought to the
+        model's input size; nothing is rounded.
+
+        Args:
+            image, fill: uint8 `[h, w]`.
+            shown: from and up to which of the n, to float `[m, h, w]` in [0, 1] on the device.
+
+        Returns:
+            float32 `[n, C]`.
+
+        Raises:
+            ModelError: the arrays do not fit together, or memory is out with one image a pass.
+        """
+        check_pixels(image, fill[None])
+        pixels = np.stack([image, fill])
+        with torch.inference_mode():
+            if image.shape == self.input_size:
+                both = self.prepare(pixels)
+                return self.ask(n, Blender(both[:1], both[1:], shown))
+            both = self._grey_levels(pixels)
+            blend = Blender(both[:1], both[1:], shown)
+            return self.ask(n, self._resized(blend, image.shape, levels=False))
+
     def _resizing(
         self,
         both: NDArray[np.uint8],
@@ -289,16 +323,22 @@ class Classifier:
     ) -> Compose:
         """Composes at the image's size and resizes on the device, as `resize_gray` would."""
         shape = (both.shape[1], both.shape[2])
-        grey_levels = torch.from_numpy(both).to(self.device).float().unsqueeze(1)
-        at_own_size = Composer(grey_levels, superpixels, keep, which)
+        composer = Composer(self._grey_levels(both), superpixels, keep, which)
+        return self._resized(composer, shape, levels=True)
+
+    def _grey_levels(self, both: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(both).to(self.device).float().unsqueeze(1)
+
+    def _resized(self, compose: Compose, shape: tuple[int, ...], levels: bool) -> Compose:
+        """What is composed in grey levels at a shape, resized; to whole grey levels, or any."""
         rows, columns = (
             torch.from_numpy(matrix).to(self.device)
-            for matrix in resize_matrices(shape, self.input_size)
+            for matrix in resize_matrices((shape[0], shape[1]), self.input_size)
         )
 
         def resized(start: int, stop: int) -> torch.Tensor:
-            grey = at_own_size(start, stop).contiguous()
-            return self._normalise((rows @ grey @ columns).round().clamp(0, 255))
+            grey = rows @ compose(start, stop).contiguous() @ columns
+            return self._normalise(grey.round().clamp(0, 255) if levels else grey)
 
         return resized
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,11 +24,7 @@ def check_perturbed(
     Raises:
         ModelError: a shape or dtype is wrong, a label has no bit, or a row's fill is not there.
     """
-    for name, array, shape in (("image", image, image.shape), ("fill", fills, fills.shape[1:])):
-        if array.dtype != np.uint8 or len(shape) != 2 or shape != image.shape:
-            raise ModelError(
-                f"{name}: expected uint8 {list(image.shape)}, found {array.dtype} {list(shape)}"
-            )
+    check_pixels(image, fills)
     _check_which(which, len(fills), len(keep))
     if superpixels.shape != image.shape or superpixels.dtype.kind not in "iu":
         raise ModelError(
@@ -58,6 +56,19 @@ def _check_which(which: NDArray[np.integer] | None, n_fills: int, n_rows: int) -
         raise ModelError(
             f"which: expected 0 to {n_fills - 1}, found {int(which.min())} to {int(which.max())}"
         )
+
+
+def check_pixels(image: Gray, fills: NDArray[np.uint8]) -> None:
+    """Refuse an image `[h, w]` and fills `[F, h, w]` that do not fit together.
+
+    Raises:
+        ModelError: a shape or dtype is wrong.
+    """
+    for name, array, shape in (("image", image, image.shape), ("fill", fills, fills.shape[1:])):
+        if array.dtype != np.uint8 or len(shape) != 2 or shape != image.shape:
+            raise ModelError(
+                f"{name}: expected uint8 {list(image.shape)}, found {array.dtype} {list(shape)}"
+            )
 
 
 class Composer:
@@ -100,6 +111,33 @@ class Composer:
             fill = fill[self._which[start:stop].to(fill.device)]
         batch = torch.where(shown, self._image, fill)
         return batch.view(n, self._height, self._width, self._channels).permute(0, 3, 1, 2)
+
+
+class Blender:
+    """Blends of an image and a fill, on a device: soft perturbations.
+
+    Args:
+        image, fill: `[1, C, h, w]` on the device.
+        shown: from and up to which index, to float `[n, h, w]` on the device: 1 shows the image, 0
+            the fill, what lies between a part of both.
+    """
+
+    def __init__(
+        self,
+        image: torch.Tensor,
+        fill: torch.Tensor,
+        shown: Callable[[int, int], torch.Tensor],
+    ) -> None:
+        self._image, self._fill, self._shown = image, fill, shown
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        """Blends `start` to `stop`, `[n, C, h, w]`, channels last; an end is met exactly."""
+        shown = self._shown(start, stop)
+        if shown.shape != (stop - start, *self._image.shape[2:]):
+            expected = [stop - start, *self._image.shape[2:]]
+            raise ModelError(f"shown: expected {expected}, found {list(shown.shape)}")
+        blend = torch.lerp(self._fill, self._image, shown.unsqueeze(1))
+        return blend.contiguous(memory_format=torch.channels_last)
 
 
 def resize_matrices(

@@ -25,7 +25,7 @@ from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Uni
 MEMBERS: tuple[type[Explainer], ...] = get_args(get_args(AnyExplainer)[0])
 USERS = [member for member in MEMBERS if member.uses_model]
 NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.3"}
-QUICK = {"n_samples": 40, "chunk": 16}
+QUICK = {"n_samples": 40, "n_masks": 40, "cells": 6, "window": 2, "chunk": 16}
 GRID = (64, 64)
 ADAPTER: TypeAdapter[Explainer] = TypeAdapter(AnyExplainer)
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
+from raybench.explain import Occlusion, Rise
 from raybench.explain.fills import AnyFill, AnyWholeFill, Blur, Inpaint, Mean, Neighbour, Noise
 from raybench.explain.lime import Lime
 from raybench.explain.neighbours import Bank, distances, lay_over, pixel_features
@@ -243,3 +244,11 @@ def test_short_forms_and_mistakes() -> None:
     assert Lime.model_validate({"fill": {"name": "neighbour", "n": 4}}).fill == Neighbour(n=4)
     with pytest.raises(ValueError, match="grey"):
         adapter.validate_python("grey")
+    for member in (Rise, Occlusion):
+        assert member.model_validate({"fill": {"name": "noise", "n_images": 1}}).fill.n_drawn == 1
+        with pytest.raises(ValueError, match="found 8 that take turns; set n_images: 1"):
+            member.model_validate({"fill": "noise"})
+        with pytest.raises(ValueError, match="found 3 that take turns; set combine: mean"):
+            member.model_validate({"fill": {"name": "neighbour", "n": 3}})
+        with pytest.raises(ValueError, match="inpaint"):
+            member.model_validate({"fill": "inpaint"})

@@ -34,14 +34,15 @@ class Watched:
 
     def records(self) -> list[XrayRecord]:
         return [
-            record if self.masked or record.split != "Train" else replace(record, infection_mask="")
+            record
+            if self.masked or record.split != "Train"
+            else replace(record, infection_mask=None)
             for record in PHANTOM.records()
         ]
 
     def load(self, record: XrayRecord) -> ChestXray:
         self.loaded.append(record.image_id)
-        found = PHANTOM.load(record)
-        return found if self.masked else replace(found, infection_mask=None)
+        return PHANTOM.load(next(r for r in PHANTOM.records() if r.image_id == record.image_id))
 
 
 def context_of(dataset: Any, folder: Path, grid: str = "model") -> Context:
@@ -116,6 +117,7 @@ def test_without_masks_there_is_none_and_it_is_said_once(tmp_path: Path) -> None
         assert material.subject(CentrePrior(), record, None).prior is None
     (event,) = priors(context)
     assert (event["source"], event["n_masks"]) == ("gaussian", 0)
+    assert len(data.loaded) == 2
 
 
 @pytest.mark.parametrize("grid", ["model", "image"])
