@@ -14,6 +14,8 @@ from raybench.explain.designs import Design, asked_like, n_completions
 from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
 from raybench.explain.perturbation import fill_image
 from raybench.explain.superpixels import Quickshift
+from raybench.explain.surrogate import LocalFit
+from raybench.explain.surrogates import AnySurrogate, RidgeSurrogate
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
@@ -21,14 +23,15 @@ from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 class Lime(Explainer):
     """Superpixels are switched off at random; a linear surrogate says what each one did.
 
-    Superpixels, fill, kernel and surrogate are the study's (PROTOCOL.md 4), and with the same
+    Superpixels, fill and surrogate are by default the study's (PROTOCOL.md 4), and with the same
     superpixels and keep-vectors the weights are those of the lime library. Departures: the design
     (`independent` is lime's own, bit for bit; docs/engine.md says why it is not the default), and
     perturbed images that are equal, pixel for pixel, are asked once, which changes no figure. On
     real X-rays the default's 448 samples are worth lime's 1,000.
 
     The map's extras: `superpixels` int32 `[h, w]`, `weights` `[K]` and their standard errors
-    `uncertainty` `[K]` (infinite where there are too few samples to tell), and the fit's `r2`.
+    `uncertainty` `[K]` (infinite where there are too few samples to tell), the fit's `r2`, and
+    `n_effective`, how many samples of equal weight it rests on.
     """
 
     name: Literal["lime"] = "lime"
@@ -39,7 +42,15 @@ class Lime(Explainer):
         "completed",
         description="how they are chosen: independent (lime's coin flips), paired (complement "
         "pairs), orthogonal (orthogonal arrays with fold-over), completed (these, each image "
-        "standing for several keep-vectors)",
+        "standing for several keep-vectors), bernoulli (coins that keep with keep_share; for "
+        "glime), shapley (by the Shapley kernel; for kernel_shap)",
+    )
+    keep_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of `bernoulli`: share of the superpixels kept on average; null: what glime's "
+        "sigma asks for, or that of sigma 1 (0.73)",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of the perturbations")
     completions: int = Field(
@@ -58,17 +69,22 @@ class Lime(Explainer):
     )
     superpixels: Quickshift = Field(Quickshift(), description="the regions switched off")
     fill: Literal["black", "mean"] = Field("black", description="what stands in for them")
-    kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel")
-    alpha: float = Field(1.0, ge=0, description="ridge penalty")
+    surrogate: AnySurrogate = Field(
+        RidgeSurrogate(), description="what is fitted to the answers; its weights are the map"
+    )
     deduplicate: bool = Field(True, description="ask equal perturbed images once")
     chunk: int = Field(64, ge=1, description="forward passes in a unit of work")
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
-        return self.n_samples
+        return self.n_samples + int(self.surrogate.needs_nothing)
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
-        """First the superpixels, then chunks of keep-vectors: all, or one more until it settles."""
+        """First the superpixels, then chunks of keep-vectors: all, or one more until it settles.
+
+        With the first chunk the image with everything switched off is asked for, where the
+        surrogate needs it and no keep-vector is that.
+        """
         if "superpixels" not in done:
             key = digest("superpixels", self.superpixels.identity, subject.image)
             question = Question(key, 0, len(subject.image))
@@ -83,9 +99,28 @@ class Lime(Explainer):
             if self._is_settled(subject, done, seen):
                 return []
             starts = starts[len(answered) : len(answered) + 1]
-        drawn = f"{self.fill} {asked_like(self.design)} {self.seed} {self.deduplicate}"
+        asked = asked_like(self.design, self._keep_share)
+        drawn = f"{self.fill} {asked} {self.seed} {self.deduplicate}"
         key = digest("lime", drawn, subject.image, done["superpixels"]["labels"])
-        return [self._unit(key, subject, done, seen, start) for start in starts]
+        units = [self._unit(key, subject, done, seen, start) for start in starts]
+        if self.surrogate.needs_nothing and not answered and not seen.asks_nothing_kept:
+            units.append(self._nothing(subject, done))
+        return units
+
+    @property
+    def _keep_share(self) -> float:
+        return self.surrogate.keep_share if self.keep_share is None else self.keep_share
+
+    def _nothing(self, subject: Subject, done: Mapping[str, Arrays]) -> Unit:
+        """Ask for the image with all superpixels switched off, whatever the design."""
+        superpixels = done["superpixels"]["labels"]
+        payload = {
+            "image": subject.image,
+            "superpixels": superpixels,
+            "keep": np.packbits(np.zeros((1, int(superpixels.max()) + 1), bool), axis=1),
+        }
+        key = digest("lime", "nothing kept", fill_image(subject.image, superpixels, self.fill))
+        return Unit("nothing", payload, n_forward=1, question=Question(key, 0, 1))
 
     def _unit(
         self,
@@ -127,19 +162,25 @@ class Lime(Explainer):
         if self.adaptive is None:
             seen.expect(subject.image_id, len(answers))
         target = target_class(answers[0], subject.target)
-        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        fit = self._fit(seen, done, target)
+        seen.expect_effective(subject.image_id, len(answers), fit, self.surrogate)
         superpixels = done["superpixels"]["labels"]
         return AttributionMap(
             values=to_shape(fit.weights[superpixels], subject.shape, smooth=False),
             target=target,
-            n_forward=len(answers),
+            n_forward=len(answers) + ("nothing" in done),
             extras={
                 "superpixels": superpixels,
                 "weights": fit.weights,
                 "uncertainty": fit.uncertainty,
                 "r2": fit.r2,
+                "n_effective": fit.n_effective,
             },
         )
+
+    def _fit(self, seen: Neighbourhood, done: Mapping[str, Arrays], target: int) -> LocalFit:
+        nothing = float(done["nothing"]["answers"][0, target]) if "nothing" in done else None
+        return fit_of(seen, _answers(done), target, self.surrogate, nothing)
 
     def _is_settled(
         self, subject: Subject, done: Mapping[str, Arrays], seen: Neighbourhood
@@ -150,7 +191,7 @@ class Lime(Explainer):
         if not len(answers) or self.adaptive is None:
             return False
         target = target_class(answers[0], subject.target)
-        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        fit = self._fit(seen, done, target)
         areas = np.bincount(done["superpixels"]["labels"].ravel())
         return is_settled(fit, areas, self.threshold, self.adaptive, self.seed)
 
@@ -166,6 +207,7 @@ class Lime(Explainer):
             self.seed,
             n_completions(self.design, self.completions),
             self.deduplicate,
+            self._keep_share,
         )
 
 
