@@ -77,7 +77,12 @@ class Lime(Explainer):
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
-        return self.n_samples + int(self.surrogate.needs_nothing)
+        return self.n_samples + self.n_apart
+
+    @property
+    def n_apart(self) -> int:
+        """Images asked for beside the design's, at most: the one with everything switched off."""
+        return int(self.surrogate.needs_nothing and self.design != "shapley")
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """First the superpixels, then chunks of keep-vectors: all, or one more until it settles.

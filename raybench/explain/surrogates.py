@@ -137,7 +137,9 @@ class GlimeSurrogate(Surrogate):
         """Ridge over the active superpixels; uncertainty by the jackknife, 0 where all is known."""
         k = int(rows.active.sum())
         drawn = reweighted(rows, bernoulli_law(k, self.keep_share))
-        fit = ridge(drawn.keep, drawn.answers, drawn.weights, self.alpha)
+        fit = Fit(np.zeros(k), float(rows.answers[0]), 1.0)
+        if len(drawn.weights):  # nothing is drawn yet where only the first answer is there
+            fit = ridge(drawn.keep, drawn.answers, drawn.weights, self.alpha)
         told = uncertain and drawn.tells(rows.n_together)
         deltas = np.zeros((0, k))
         if told:

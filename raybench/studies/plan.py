@@ -63,7 +63,7 @@ class Plan:
             each = 1
             if isinstance(explainer, Lime):
                 each = 1 + -(-explainer.n_samples // explainer.chunk)
-                each += explainer.surrogate.needs_nothing
+                each += explainer.n_apart
             total += self.n_full * n_both * each
             if explainer.is_cheap:
                 total += (self.n_trials - self.n_full) * self.explained["Val"] * each

@@ -276,12 +276,22 @@ def test_the_answer_to_nothing_is_asked_once_and_kept(
     more = 0 if design == "shapley" else 1
     first = shap.attribute(model, image, store=store)
     assert (first.n_forward, first.extras["n_asked"]) == (passes + more, more)
-    assert first.n_forward <= shap.n_forward_planned()
+    assert first.n_forward <= shap.n_forward_planned() == 12 + more
     if design == "independent":  # of another seed, which does not draw it either, it is known
         again = shap.model_copy(update={"seed": 3}).attribute(model, image, store=store)
         assert again.extras["n_asked"] == again.n_forward - 1
     both = model.predict(np.stack([image, np.zeros_like(image)]))[:, first.target]
     assert first.extras["weights"].sum() == pytest.approx(float(both[0] - both[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("member", [Lime, Glime, BayLime, KernelShap])
+def test_image_by_image_they_settle(member: type[Lime], five_regions: Any) -> None:
+    image, _, net = five_regions
+    found = member(adaptive=0.05, chunk=1, n_samples=200).attribute(
+        Classifier(net, image.shape), image
+    )
+    assert 3 < found.n_forward <= 2**5
+    assert np.isfinite(found.values).all()
 
 
 def test_adaptive_kernel_shap_adds_up_as_well(five_regions: Any) -> None:
