@@ -82,13 +82,14 @@ class Lime(Explainer):
     @property
     def n_apart(self) -> int:
         """Images asked for beside the design's, at most: the one with everything switched off."""
-        return int(self.surrogate.needs_nothing and self.design != "shapley")
+        by_design = self.design == "shapley" and (self.adaptive is None or self.chunk > 1)
+        return int(self.surrogate.needs_nothing and not by_design)
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """First the superpixels, then chunks of keep-vectors: all, or one more until it settles.
 
         With the first chunk the image with everything switched off is asked for, where the
-        surrogate needs it and no keep-vector is that.
+        surrogate needs it and no keep-vector that is sure to be asked is that.
         """
         if "superpixels" not in done:
             key = digest("superpixels", self.superpixels.identity, subject.image)
@@ -108,8 +109,11 @@ class Lime(Explainer):
         drawn = f"{self.fill} {asked} {self.seed} {self.deduplicate}"
         key = digest("lime", drawn, subject.image, done["superpixels"]["labels"])
         units = [self._unit(key, subject, done, seen, start) for start in starts]
-        if self.surrogate.needs_nothing and not answered and not seen.asks_nothing_kept:
-            units.append(self._nothing(subject, done))
+        if self.surrogate.needs_nothing and not answered:
+            # An adaptive run may stop after its first chunk, whatever the next ones ask.
+            certain = seen.n_distinct if self.adaptive is None else self.chunk
+            if not seen.asks_nothing_kept(certain):
+                units.append(self._nothing(subject, done))
         return units
 
     @property

@@ -64,10 +64,10 @@ class Neighbourhood:
         active = tuple(active_superpixels(image, fill, superpixels).tolist())
         return _drawn(design, n_samples, active, seed, completions, deduplicate, keep_share)
 
-    @property
-    def asks_nothing_kept(self) -> bool:
-        """Whether the image with all superpixels switched off is among those asked."""
-        return bool((~self.keep[self.first][:, self.active].any(axis=1)).any())
+    def asks_nothing_kept(self, n_images: int) -> bool:
+        """Whether the image with all superpixels switched off is among the first asked."""
+        asked = self.keep[self.first[:n_images]][:, self.active]
+        return bool((~asked.any(axis=1)).any())
 
     @property
     def n_distinct(self) -> int:

@@ -294,14 +294,21 @@ def test_image_by_image_they_settle(member: type[Lime], five_regions: Any) -> No
     assert np.isfinite(found.values).all()
 
 
-def test_adaptive_kernel_shap_adds_up_as_well(five_regions: Any) -> None:
+@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize("design", ["independent", "shapley"])
+def test_adaptive_kernel_shap_adds_up_as_well(
+    design: Design, chunk: int, five_regions: Any
+) -> None:
+    """Wherever it stops, and wherever the design would have switched everything off."""
     image, _, net = five_regions
     model = Classifier(net, image.shape)
-    lime = KernelShap(design="independent", adaptive=0.1, chunk=8, n_samples=60)
-    found = lime.attribute(model, image, target=0)
     both = model.predict(np.stack([image, np.zeros_like(image)]))[:, 0]
-    assert found.extras["weights"].sum() == pytest.approx(float(both[0] - both[1]), abs=1e-6)
-    assert found.n_forward <= lime.n_forward_planned()
+    for seed in range(4):
+        lime = KernelShap(design=design, adaptive=0.5, chunk=chunk, n_samples=60, seed=seed)
+        found = lime.attribute(model, image, target=0)
+        total = found.extras["weights"].sum()
+        assert total == pytest.approx(float(both[0] - both[1]), abs=1e-6)
+        assert found.n_forward <= lime.n_forward_planned()
 
 
 # GLIME
