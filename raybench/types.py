@@ -150,7 +150,8 @@ class AttributionMap:
         values: float32 `[H, W]`, signed, not normalised, at `Subject.shape`.
         target: index of the class that was explained; None where no class enters.
         n_forward: forward passes spent.
-        extras: what the family adds (LIME: `superpixels`, `weights`, `uncertainty`, `r2`).
+        extras: what the family adds (LIME: `superpixels`, `weights`, `uncertainty`, `r2`,
+            `n_effective`).
     """
 
     values: Values

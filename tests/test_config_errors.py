@@ -102,7 +102,22 @@ WRONG = [
     ("seed", "-1", "seed: expected a number of at least 0, found -1"),
     ("explain.panels", "51", "explain.panels: expected a number of at most 50, found 51"),
     ("training.augment.rotation", "50", "expected a number of at most 45, found 50"),
-    ("explain.explainers.lime.kernel_width", "0", "expected a number greater than 0, found 0"),
+    (
+        "explain.explainers.lime.surrogate.kernel_width",
+        "0",
+        "explain.explainers.0.surrogate.kernel_width: expected a number greater than 0, found 0",
+    ),
+    (
+        "explain.explainers.lime.surrogate",
+        "rigde",
+        "explain.explainers.0.surrogate.name: expected one of ridge, bayesian_ridge, glime, "
+        "kernel_shap, found 'rigde'; did you mean ridge?",
+    ),
+    (
+        "explain.explainers.lime.surrogate",
+        "{name: glime, kernel_width: 1}",
+        "explain.explainers.0.surrogate.kernel_width: not a setting of glime; choose name, ",
+    ),
     (
         "explain.explainers.lime.threshold",
         "1",

@@ -7,6 +7,7 @@ from pydantic import Field
 from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
+from raybench.explain.lime_variants import BayLime, Glime, KernelShap, KpLime, KStarLime
 from raybench.explain.occlusion import Occlusion
 from raybench.explain.references import (
     CentrePrior,
@@ -24,9 +25,21 @@ from raybench.explain.superpixels import (
     Quickshift,
     Slic,
 )
+from raybench.explain.surrogates import (
+    AnySurrogate,
+    BayesianRidgeSurrogate,
+    GlimeSurrogate,
+    KernelShapSurrogate,
+    RidgeSurrogate,
+)
 
 AnyExplainer = Annotated[
     Lime
+    | Glime
+    | BayLime
+    | KernelShap
+    | KpLime
+    | KStarLime
     | GradCam
     | Occlusion
     | Rise
@@ -43,18 +56,28 @@ AnyExplainer = Annotated[
 __all__ = [
     "AnyExplainer",
     "AnySuperpixels",
+    "AnySurrogate",
+    "BayLime",
+    "BayesianRidgeSurrogate",
     "CentrePrior",
     "CompactWatershed",
     "Edges",
     "Explainer",
     "Felzenszwalb",
+    "Glime",
+    "GlimeSurrogate",
     "GradCam",
     "Grid",
     "Intensity",
+    "KStarLime",
+    "KernelShap",
+    "KernelShapSurrogate",
+    "KpLime",
     "Lime",
     "Occlusion",
     "Quickshift",
     "RandomSuperpixels",
+    "RidgeSurrogate",
     "Rise",
     "Slic",
     "WholeLung",

@@ -14,6 +14,8 @@ from raybench.explain.designs import Design, asked_like, n_completions
 from raybench.explain.fills import AnyFill, Black
 from raybench.explain.neighbourhood import Neighbourhood, fit_of, is_settled
 from raybench.explain.superpixels import AnySuperpixels, Quickshift, superpixels_unit
+from raybench.explain.surrogate import LocalFit
+from raybench.explain.surrogates import AnySurrogate, RidgeSurrogate
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
@@ -21,14 +23,15 @@ from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 class Lime(Explainer):
     """Superpixels are switched off at random; a linear surrogate says what each one did.
 
-    Superpixels, fill, kernel and surrogate are the study's (PROTOCOL.md 4), and with the same
+    Superpixels, fill and surrogate are by default the study's (PROTOCOL.md 4), and with the same
     superpixels and keep-vectors the weights are those of the lime library. Departures: the design
     (`independent` is lime's own, bit for bit; docs/engine.md says why it is not the default), and
     perturbed images that are equal, pixel for pixel, are asked once, which changes no figure. On
     real X-rays the default's 448 samples are worth lime's 1,000.
 
     The map's extras: `superpixels` int32 `[h, w]`, `weights` `[K]` and their standard errors
-    `uncertainty` `[K]` (infinite where there are too few samples to tell), and the fit's `r2`.
+    `uncertainty` `[K]` (infinite where there are too few samples to tell), the fit's `r2`, and
+    `n_effective`, how many samples of equal weight it rests on.
     """
 
     name: Literal["lime"] = "lime"
@@ -39,7 +42,15 @@ class Lime(Explainer):
         "completed",
         description="how they are chosen: independent (lime's coin flips), paired (complement "
         "pairs), orthogonal (orthogonal arrays with fold-over), completed (these, each image "
-        "standing for several keep-vectors)",
+        "standing for several keep-vectors), bernoulli (coins that keep with keep_share; for "
+        "glime), shapley (by the Shapley kernel; for kernel_shap)",
+    )
+    keep_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of `bernoulli`: share of the superpixels kept on average; null: what glime's "
+        "sigma asks for, or that of sigma 1 (0.73)",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of the perturbations")
     completions: int = Field(
@@ -58,18 +69,29 @@ class Lime(Explainer):
     )
     superpixels: AnySuperpixels = Field(Quickshift(), description="the regions switched off")
     fill: AnyFill = Field(Black(), description="what stands in for them")
-    kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel")
-    alpha: float = Field(1.0, ge=0, description="ridge penalty")
+    surrogate: AnySurrogate = Field(
+        RidgeSurrogate(), description="what is fitted to the answers; its weights are the map"
+    )
     deduplicate: bool = Field(True, description="ask equal perturbed images once")
     chunk: int = Field(64, ge=1, description="forward passes in a unit of work")
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
-        return self.n_samples
+        return self.n_samples + self.n_apart
+
+    @property
+    def n_apart(self) -> int:
+        """Images asked for beside the design's, at most: everything switched off, by each fill."""
+        if not self.surrogate.needs_nothing:
+            return 0
+        n_fills = self.fill.n_drawn
+        asked_early = self.adaptive is None or self.chunk > 1
+        return 0 if self.design == "shapley" and asked_early and n_fills == 1 else n_fills
 
     def n_units_planned(self) -> int:
-        """The superpixels, and chunks of perturbations."""
-        return 1 + -(-self.n_samples // self.chunk)
+        """The superpixels, what stands in for them, and chunks of perturbations."""
+        aside = 1 + int(self.fill.is_drawn_once) + int(self.n_apart > 0)
+        return aside - (-self.n_samples // self.chunk)
 
     @property
     def needs_lungs(self) -> bool:
@@ -77,7 +99,11 @@ class Lime(Explainer):
         return super().needs_lungs or self.superpixels.confine
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
-        """First the superpixels, then chunks of keep-vectors: all, or one more until it settles."""
+        """First the superpixels, then chunks of keep-vectors: all, or one more until it settles.
+
+        With the first chunk the image with everything switched off is asked for, where the
+        surrogate needs it and no keep-vector that is sure to be asked is that.
+        """
         if "superpixels" not in done:
             return [superpixels_unit(self.superpixels, subject)]
         if "fill" not in done and self.fill.is_drawn_once:
@@ -91,11 +117,21 @@ class Lime(Explainer):
             if self._is_settled(subject, done, seen):
                 return []
             starts = starts[len(answered) : len(answered) + 1]
-        drawn = f"{asked_like(self.design)} {self.seed} {self.deduplicate}"
+        drawn = f"{asked_like(self.design, self._keep_share)} {self.seed} {self.deduplicate}"
         fills = self._fills(subject, done)
         labels = done["superpixels"]["labels"]
         key = digest("lime", drawn, subject.image, labels, fills)
-        return [self._unit(key, subject, labels, fills, seen, start) for start in starts]
+        units = [self._unit(key, subject, labels, fills, seen, start) for start in starts]
+        if self.surrogate.needs_nothing and not answered:
+            # An adaptive run may stop after its first chunk, whatever the next ones ask.
+            certain = seen.n_distinct if self.adaptive is None else self.chunk
+            if len(fills) > 1 or not seen.asks_nothing_kept(certain):
+                units.append(_nothing(subject, labels, fills))
+        return units
+
+    @property
+    def _keep_share(self) -> float:
+        return self.surrogate.keep_share if self.keep_share is None else self.keep_share
 
     def _unit(
         self,
@@ -145,19 +181,27 @@ class Lime(Explainer):
         if self.adaptive is None:
             seen.expect(subject.image_id, len(answers))
         target = target_class(answers[0], subject.target)
-        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        fit = self._fit(seen, done, target)
+        seen.expect_effective(subject.image_id, len(answers), fit, self.surrogate)
         superpixels = done["superpixels"]["labels"]
         return AttributionMap(
             values=to_shape(fit.weights[superpixels], subject.shape, smooth=False),
             target=target,
-            n_forward=len(answers),
+            n_forward=len(answers) + (len(done["nothing"]["answers"]) if "nothing" in done else 0),
             extras={
                 "superpixels": superpixels,
                 "weights": fit.weights,
                 "uncertainty": fit.uncertainty,
                 "r2": fit.r2,
+                "n_effective": fit.n_effective,
             },
         )
+
+    def _fit(self, seen: Neighbourhood, done: Mapping[str, Arrays], target: int) -> LocalFit:
+        nothing = None
+        if "nothing" in done:
+            nothing = float(done["nothing"]["answers"][:, target].mean(dtype=np.float64))
+        return fit_of(seen, _answers(done), target, self.surrogate, nothing)
 
     def _is_settled(
         self, subject: Subject, done: Mapping[str, Arrays], seen: Neighbourhood
@@ -168,7 +212,7 @@ class Lime(Explainer):
         if not len(answers) or self.adaptive is None:
             return False
         target = target_class(answers[0], subject.target)
-        fit = fit_of(seen, answers, target, self.kernel_width, self.alpha)
+        fit = self._fit(seen, done, target)
         areas = np.bincount(done["superpixels"]["labels"].ravel())
         return is_settled(fit, areas, self.threshold, self.adaptive, self.seed)
 
@@ -196,7 +240,22 @@ class Lime(Explainer):
             self.seed,
             n_completions(self.design, self.completions),
             self.deduplicate,
+            self._keep_share,
         )
+
+
+def _nothing(subject: Subject, superpixels: np.ndarray, fills: np.ndarray) -> Unit:
+    """Ask for the image with all superpixels switched off, by each fill, whatever the design."""
+    n = len(fills)
+    payload = {
+        "image": subject.image,
+        "superpixels": superpixels,
+        "keep": np.packbits(np.zeros((n, int(superpixels.max()) + 1), bool), axis=1),
+        "fills": fills,
+        "which": np.arange(n),
+    }
+    key = digest("lime", "nothing kept", fills)
+    return Unit("nothing", payload, n_forward=n, question=Question(key, 0, n))
 
 
 def _answers(done: Mapping[str, Arrays]) -> np.ndarray:
