@@ -84,6 +84,12 @@ def _walk(
     return ".".join(path), holders, below
 
 
+def is_family(root: type[BaseModel], loc: Sequence[int | str]) -> bool:
+    """Whether the setting at a location is one of a family, so that a name can stand for it."""
+    _, _, below = _walk(root, loc)
+    return len(below) > 1 and all(_tag(model) is not None for model in below)
+
+
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line a mistake, each beginning with its dotted path."""
     return [

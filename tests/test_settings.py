@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
 
+from raybench.config import load_config
 from raybench.config_errors import problems_of
 from raybench.settings import Settings, named
 
@@ -76,3 +78,20 @@ def test_mistakes_are_told_with_their_path(regions: Any, said: str) -> None:
         Sweep.model_validate({"methods": [{"name": "method", "regions": regions}]})
     (problem,) = problems_of(caught.value, Sweep)
     assert problem.startswith(said)
+
+
+def test_a_short_form_in_a_file_can_be_changed_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "{name: a, data: {name: phantom}, backbones: [{name: test_resnet, weights: none, phases: "
+        "[{epochs: 1, lr: 0.1}]}], explain: {explainers: [{name: lime, superpixels: slic}]}}"
+    )
+    key = "explain.explainers.lime.superpixels"
+    for overrides, expected in (
+        ([], {"name": "slic"}),
+        ([(f"{key}.n_segments", "9")], {"name": "slic", "n_segments": 9}),
+        ([(key, "grid")], {"name": "grid"}),
+        ([(key, "grid"), (f"{key}.cells", "4")], {"name": "grid", "cells": 4}),
+    ):
+        superpixels = load_config(path, overrides).explain.explainers[0].superpixels
+        assert expected.items() <= superpixels.model_dump().items()

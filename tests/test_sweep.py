@@ -148,6 +148,11 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     assert len(list((whole / "checkpoints").glob("*.safetensors"))) == 4
 
 
+def test_the_log_says_what_the_centre_prior_is(whole: Path) -> None:
+    (event,) = _events(whole, "centre_prior")
+    assert (event["source"], event["n_masks"]) == ("train", 8)
+
+
 def test_the_skipped_image_is_named_in_the_result(whole: Path) -> None:
     warnings = _events(whole, "warning")
     assert len(warnings) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -26,6 +27,7 @@ from raybench.explain.superpixels import (
     Slic,
     superpixels_unit,
 )
+from raybench.models.classifier import Classifier
 from raybench.types import ChestXray, Gray, Mask, Subject
 
 MEMBERS: tuple[type[Superpixels], ...] = get_args(get_args(AnySuperpixels)[0])
@@ -237,6 +239,22 @@ def test_explainers_take_the_family_by_name(xray: ChestXray, small: Gray) -> Non
         assert lime.plan(subject, done)
     bare = Lime.model_validate({"superpixels": {"kernel_size": 3}})
     assert bare.superpixels == Quickshift(kernel_size=3)
+
+
+def test_lime_within_the_lungs(
+    xray: ChestXray, masked: Gray, make_classifier: Callable[..., Classifier]
+) -> None:
+    assert xray.lung_mask is not None
+    lime = Lime(n_samples=20, superpixels=Slic(confine=True))
+    assert lime.needs_lungs
+    assert not Lime().needs_lungs
+    model = make_classifier("test_resnet")
+    found = lime.attribute(model, masked, lung_mask=xray.lung_mask)
+    labels = found.extras["superpixels"]
+    np.testing.assert_array_equal(labels == 0, ~on_grid(xray.lung_mask, labels.shape))
+    assert found.values[0, 0] == np.float32(found.extras["weights"][0])
+    with pytest.raises(ExplainError, match=r"superpixels: expected a lung mask .* found none"):
+        lime.attribute(model, masked)
 
 
 def test_what_is_kept_is_named_as_before() -> None:

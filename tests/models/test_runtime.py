@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -100,6 +101,35 @@ def test_composed_answers_are_those_to_the_rendered_images_to_the_bit(
     expected = classifier.predict(render(image, fills, superpixels, keep, which))
     assert (found.dtype, found.shape) == (np.float32, (n, 3))
     np.testing.assert_array_equal(found, expected)
+
+
+def shares(n: int, size: tuple[int, int], device: str = "cpu") -> torch.Tensor:
+    """How much of each pixel is shown: all, nothing, and anything between."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand((n, *size), generator=generator)
+    drawn[0], drawn[1] = 1, 0
+    return drawn.to(device)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 80), (40, 64)])
+def test_blends_are_those_of_grey_levels(net: nn.Module, size: tuple[int, int]) -> None:
+    classifier = Classifier(net, (64, 64), runtime=Runtime(batch_size=3))
+    image, fill, _, _ = question(1, size)
+    shown = shares(8, size)
+    found = classifier.predict_blended(image, fill, 8, lambda start, stop: shown[start:stop])
+    weight = shown.double().numpy()
+    rows, columns = resize_matrices(size, (64, 64))
+    grey = rows @ (weight * image + (1 - weight) * fill) @ columns
+    batch = (grey[:, None] - classifier._mean.numpy()) / classifier._std.numpy()
+    with torch.no_grad():
+        expected = torch.softmax(classifier.net(torch.from_numpy(batch).float()), dim=1)
+    assert (found.dtype, found.shape) == (np.float32, (8, 3))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(found, axis=0).max() > 1e-2
+    if size == (64, 64):  # at the ends a blend is the image or the fill itself
+        np.testing.assert_allclose(
+            found[:2], classifier.predict(np.stack([image, fill])), atol=1e-6
+        )
 
 
 def test_answers_differ_between_perturbations(net: nn.Module) -> None:
@@ -407,6 +437,10 @@ def test_a_runtime_refuses_what_it_does_not_know(settings_: dict[str, object], s
         Runtime(**settings_)  # type: ignore[arg-type]
 
 
+def _part(drawn: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return drawn[start:stop]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(64, 64), (96, 80)])
 def test_a_gpu_answers_as_a_cpu_does(size: tuple[int, int]) -> None:
@@ -417,6 +451,11 @@ def test_a_gpu_answers_as_a_cpu_does(size: tuple[int, int]) -> None:
     atol = 1e-3 if size == (64, 64) else 0.02
     np.testing.assert_allclose(classifier.predict_perturbed(*asked), expected, atol=atol)
     assert classifier.batch_size >= 16
+    blended = [
+        model.predict_blended(*asked[:2], 9, partial(_part, shares(9, size, model.device.type)))
+        for model in (Classifier(steep(), (64, 64)), classifier)
+    ]
+    np.testing.assert_allclose(blended[1], blended[0], atol=1e-3)
     rough = Classifier(steep(), (64, 64), device="cuda", runtime=Runtime(precision="bfloat16"))
     np.testing.assert_allclose(rough.predict_perturbed(*asked), expected, atol=0.05)
 
