@@ -34,6 +34,7 @@ from raybench.models.classifier import Card, Classifier, save_checkpoint
 from raybench.models.runtime import Runtime
 from raybench.studies.context import Context, explained_images
 from raybench.studies.judging_settings import Judge
+from raybench.studies.material import Material
 from raybench.studies.proposals import Proposer
 from raybench.studies.tried import Tried, make_row
 from raybench.studies.truths import load_truths
@@ -43,8 +44,8 @@ GOAL = 2.0
 DOMAINS = {
     "n_samples": {"choices": [64, 128, 256, 448]},
     "design": {"choices": ["orthogonal", "completed"]},
-    "kernel_width": {"low": 0.05, "high": 5.0, "log": True},
-    "alpha": {"low": 1e-3, "high": 100.0, "log": True},
+    "surrogate.kernel_width": {"low": 0.05, "high": 5.0, "log": True},
+    "surrogate.alpha": {"low": 1e-3, "high": 100.0, "log": True},
     "clip_to_lungs": {"choices": [False, True]},
     "median_filter": {"choices": [0, 3, 5, 9, 15]},
     "threshold_rule": {"choices": ["val", "fixed"]},
@@ -114,7 +115,9 @@ def main() -> None:
         size = Classifier.from_checkpoint(model).input_size
         pool = LocalPool(lambda key: model, 1, Runtime(backend="auto"), f"{folder}/answers")
         truths = load_truths(context, ["Val"])
-        judge = Judge(context, RememberingPool(pool), "t0", truths, {"t0": size}, None)
+        judge = Judge(
+            context, RememberingPool(pool), "t0", truths, Material(context, {"t0": size}), None
+        )
         lime = context.config.explain.explainers[0]
         proposer = Proposer(Space.of(lime, search.explainers["lime"]), search, "t0 lime")
         tried, seconds, asked = Tried(), [], []

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from raybench.config_errors import problems_of
+from raybench.config_errors import is_family, problems_of
 from raybench.config_search import search_problems
 from raybench.data import DatasetSettings, Folder, Phantom
 from raybench.data.preprocess import Preprocess
@@ -239,16 +239,17 @@ def _override(raw: dict[str, Any], key: str, text: str) -> str | None:
     except yaml.YAMLError:
         value = text
     node: Any = raw
+    loc: list[int | str] = []
     for depth, part in enumerate(parents):
-        if isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = _default(parents[: depth + 1])
-            node = node[part]
-            continue
-        found = _element(node, part)
-        if found is None:
+        place: Any = part if isinstance(node, dict) else _element(node, part)
+        if place is None:
             return f"{key}: {_lacks(node, parents[:depth], part)}"
-        node = node[found]
+        loc.append(place)
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = _default(parents[: depth + 1])
+        if isinstance(node[place], str) and is_family(SweepConfig, loc):
+            node[place] = {"name": node[place]}  # a short form, spelled out to be changed
+        node = node[place]
     if isinstance(node, dict):
         node[leaf] = value
         return None

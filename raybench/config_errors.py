@@ -86,6 +86,12 @@ def _walk(
     return ".".join(path), holders, below
 
 
+def is_family(root: type[BaseModel], loc: Sequence[int | str]) -> bool:
+    """Whether the setting at a location is one of a family, so that a name can stand for it."""
+    _, _, below = _walk(root, loc)
+    return len(below) > 1 and all(_tag(model) is not None for model in below)
+
+
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """One line a mistake, each beginning with its dotted path."""
     return [
@@ -242,8 +248,10 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is PydanticUndefined or isinstance(value, BaseModel):
+    if value is PydanticUndefined:
         return ""
+    if isinstance(value, BaseModel):  # of a family its member's name, else what stands below
+        return _tag(type(value)) or ""
     if isinstance(value, tuple):
         return ", ".join(str(getattr(v, "name", v)) for v in value)
     return str(value) if isinstance(value, str) else _shown(value)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -78,4 +86,27 @@ def searched(value_type: Any) -> Any:
         | Annotated[Range, Tag("range")]
         | Annotated[Choice, Tag("choice")],
         Discriminator(_kind),
+    ]
+
+
+def named(union: Any, default: str | None = None) -> Any:
+    """The type of a setting that is one of a family, told apart by `name`.
+
+    A plain string stands for the member of that name with its defaults: `slic` is `{name: slic}`.
+
+    Args:
+        union: the members, each a `Settings` with `name: Literal[...]`, joined by `|`.
+        default: member that keys without a `name` belong to; None: a name is required.
+    """
+
+    def spelled_out(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if default is not None and isinstance(value, dict) and "name" not in value:
+            return {"name": default, **value}
+        return value
+
+    return Annotated[
+        Annotated[union, Field(discriminator="name")],
+        BeforeValidator(spelled_out),
     ]

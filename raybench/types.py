@@ -21,6 +21,9 @@ Mask = NDArray[np.bool_]
 Values = NDArray[np.float32]
 """An attribution map's values, float32 `[H, W]`, signed, not normalised."""
 
+Sign = Literal["both", "for", "against", "absolute"]
+"""Which part of a signed attribution map is looked at."""
+
 Arrays = dict[str, NDArray[Any]]
 """What a unit of work returns: named arrays."""
 
@@ -91,6 +94,10 @@ class Subject:
         lung_mask: bool `[H, W]` at the ground truth's resolution, or None.
         shape: `(H, W)`, the ground truth's resolution: maps are delivered at it.
         target: index of the class to explain; None for the predicted one.
+        neighbours: uint8 `[n, h, w]`, training images laid over this one, for the fill that shows
+            them; nearest first.
+        prior: float32 `[H, W]`, 0 to 1, the share of Train's infection masks that each pixel lies
+            in; None where Train has none, or the explainer does not ask for it (`needs_prior`).
     """
 
     image_id: str
@@ -98,6 +105,8 @@ class Subject:
     lung_mask: Mask | None
     shape: tuple[int, int]
     target: int | None = None
+    neighbours: NDArray[np.uint8] | None = None
+    prior: Values | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,8 @@ class AttributionMap:
         values: float32 `[H, W]`, signed, not normalised, at `Subject.shape`.
         target: index of the class that was explained; None where no class enters.
         n_forward: forward passes spent.
-        extras: what the family adds (LIME: `superpixels`, `weights`, `uncertainty`, `r2`).
+        extras: what the family adds (LIME: `superpixels`, `weights`, `uncertainty`, `r2`,
+            `n_effective`).
     """
 
     values: Values

@@ -6,7 +6,7 @@ About 3 seconds.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from raybench.config import load_config
 from raybench.errors import ConfigError
+from raybench.explain import AnyExplainer
 
 BASE: dict[str, Any] = {
     "name": "small",
@@ -73,7 +74,7 @@ def test_an_unknown_key_gets_its_path_and_the_nearest_name(base: Path, key: str,
     assert said in problem
 
 
-KINDS = "lime, grad_cam, whole_lung, centre_prior, random_superpixels"
+KINDS = ", ".join(m.model_fields["name"].default for m in get_args(get_args(AnyExplainer)[0]))
 DATA = "covid_qu_ex, folder, phantom"
 TARGETS = "expected one of predicted, true, COVID-19, Non-COVID, Normal"
 DOMAIN = "{low: ..., high: ...} or {choices: [...]}"
@@ -101,7 +102,22 @@ WRONG = [
     ("seed", "-1", "seed: expected a number of at least 0, found -1"),
     ("explain.panels", "51", "explain.panels: expected a number of at most 50, found 51"),
     ("training.augment.rotation", "50", "expected a number of at most 45, found 50"),
-    ("explain.explainers.lime.kernel_width", "0", "expected a number greater than 0, found 0"),
+    (
+        "explain.explainers.lime.surrogate.kernel_width",
+        "0",
+        "explain.explainers.0.surrogate.kernel_width: expected a number greater than 0, found 0",
+    ),
+    (
+        "explain.explainers.lime.surrogate",
+        "rigde",
+        "explain.explainers.0.surrogate.name: expected one of ridge, bayesian_ridge, glime, "
+        "kernel_shap, found 'rigde'; did you mean ridge?",
+    ),
+    (
+        "explain.explainers.lime.surrogate",
+        "{name: glime, kernel_width: 1}",
+        "explain.explainers.0.surrogate.kernel_width: not a setting of glime; choose name, ",
+    ),
     (
         "explain.explainers.lime.threshold",
         "1",
@@ -110,6 +126,19 @@ WRONG = [
     ("explain.explainers.lime.median_filter", "4", "median_filter: must be odd or 0, found 4"),
     ("output", "''", "output: expected text of at least 1 character, found ''"),
     ("name", "a b", "name: expected text that matches ^[A-Za-z0-9]"),
+    # families by their short names
+    (
+        "explain.explainers.lime.superpixels",
+        "slick",
+        "explain.explainers.0.superpixels.name: expected one of quickshift, slic, felzenszwalb, "
+        "watershed, grid, found 'slick'; did you mean slic?",
+    ),
+    (
+        "explain.explainers.lime.superpixels",
+        "{name: slic, n_segment: 9}",
+        "explain.explainers.0.superpixels.n_segment: not a setting of slic; did you mean "
+        "n_segments?",
+    ),
     # names that are not there
     ("explain.trials", "som", "explain.trials: expected 'best' or 'all', found 'som'"),
     (

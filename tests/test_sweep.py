@@ -60,7 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "explainer_search": {
             "n_trials": 2,
             "sampler": "random",
-            "explainers": {"lime": {"kernel_width": {"low": 0.1, "high": 1.0}}},
+            "explainers": {"lime": {"surrogate.kernel_width": {"low": 0.1, "high": 1.0}}},
         },
         "execution": {"workers": 1},
     }
@@ -178,6 +178,11 @@ def _expect_search(whole: Path, scores: pd.DataFrame, best: set[str]) -> None:
         assert part.threshold.unique() == pytest.approx(row["threshold"])
 
 
+def test_the_log_says_what_the_centre_prior_is(whole: Path) -> None:
+    (event,) = _events(whole, "centre_prior")
+    assert (event["source"], event["n_masks"]) == ("train", 8)
+
+
 def test_the_skipped_image_is_named_in_the_result(whole: Path) -> None:
     warnings = _events(whole, "warning")
     assert len(warnings) == 1
@@ -202,7 +207,7 @@ def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
         mean = part[(part.explainer == "grad_cam") & (part.threshold_rule == "val")].iou.mean()
         assert child.data.metrics["iou_val/grad_cam.val"] == pytest.approx(mean)
         is_best = child.data.tags["best"] == "true"
-        assert ("tuned_lime_kernel_width" in child.data.params) == is_best
+        assert ("tuned_lime_surrogate.kernel_width" in child.data.params) == is_best
         assert ("tuned_val_iou/lime" in child.data.metrics) == is_best
 
 

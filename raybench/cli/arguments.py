@@ -105,6 +105,9 @@ def _key_problem(word: str, key: str) -> str | None:
     return None
 
 
+_LONG = 60
+
+
 def help_text() -> str:
     """The whole help page: every setting with its type, default and meaning."""
     lines = [_INTRO, "Settings (key, type, default, meaning):"]
@@ -112,6 +115,8 @@ def help_text() -> str:
         if not kind:
             lines += ["", *_wrap(f"{key} {meaning}", first="")]
             continue
+        if len(kind) > _LONG:  # a large family: the line may be broken between its members
+            kind = kind.replace("|", " | ")
         shown = f" = {default}" if default not in ("", "required") else ""
         needed = " (required)" if default == "required" else ""
         lines += _wrap(f"{key}  <{kind}>{shown}{needed}", first="  ")

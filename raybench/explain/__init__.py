@@ -7,21 +7,78 @@ from pydantic import Field
 from raybench.explain.base import Explainer
 from raybench.explain.grad_cam import GradCam
 from raybench.explain.lime import Lime
-from raybench.explain.references import CentrePrior, RandomSuperpixels, WholeLung
-from raybench.explain.superpixels import Quickshift
+from raybench.explain.lime_variants import BayLime, Glime, KernelShap, KpLime, KStarLime
+from raybench.explain.occlusion import Occlusion
+from raybench.explain.references import (
+    CentrePrior,
+    Edges,
+    Intensity,
+    RandomSuperpixels,
+    WholeLung,
+)
+from raybench.explain.rise import Rise
+from raybench.explain.superpixels import (
+    AnySuperpixels,
+    CompactWatershed,
+    Felzenszwalb,
+    Grid,
+    Quickshift,
+    Slic,
+)
+from raybench.explain.surrogates import (
+    AnySurrogate,
+    BayesianRidgeSurrogate,
+    GlimeSurrogate,
+    KernelShapSurrogate,
+    RidgeSurrogate,
+)
 
 AnyExplainer = Annotated[
-    Lime | GradCam | WholeLung | CentrePrior | RandomSuperpixels, Field(discriminator="name")
+    Lime
+    | Glime
+    | BayLime
+    | KernelShap
+    | KpLime
+    | KStarLime
+    | GradCam
+    | Occlusion
+    | Rise
+    # references
+    | WholeLung
+    | CentrePrior
+    | RandomSuperpixels
+    | Intensity
+    | Edges,
+    Field(discriminator="name"),
 ]
 """What an entry of `explain.explainers` parses into."""
 
 __all__ = [
     "AnyExplainer",
+    "AnySuperpixels",
+    "AnySurrogate",
+    "BayLime",
+    "BayesianRidgeSurrogate",
     "CentrePrior",
+    "CompactWatershed",
+    "Edges",
     "Explainer",
+    "Felzenszwalb",
+    "Glime",
+    "GlimeSurrogate",
     "GradCam",
+    "Grid",
+    "Intensity",
+    "KStarLime",
+    "KernelShap",
+    "KernelShapSurrogate",
+    "KpLime",
     "Lime",
+    "Occlusion",
     "Quickshift",
     "RandomSuperpixels",
+    "RidgeSurrogate",
+    "Rise",
+    "Slic",
     "WholeLung",
 ]

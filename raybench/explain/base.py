@@ -24,7 +24,7 @@ from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
 from raybench.settings import Settings
-from raybench.types import Arrays, AttributionMap, Mask, Subject, Unit, Values
+from raybench.types import Arrays, AttributionMap, Mask, Sign, Subject, Unit, Values
 
 
 class Explainer(Settings):
@@ -40,6 +40,11 @@ class Explainer(Settings):
     )
     threshold: float = Field(
         0.5, ge=0, lt=1, description="of the `fixed` rule, on the map scaled to [0, 1]"
+    )
+    sign: Sign = Field(
+        "both",
+        description="what of a signed map the salient mask is made from: both (as in the study), "
+        "for (the class), against (it), or absolute",
     )
     clip_to_lungs: bool = Field(False, description="salient pixels outside the lungs are dropped")
     median_filter: int = Field(
@@ -63,7 +68,7 @@ class Explainer(Settings):
     @property
     def of_mask(self) -> frozenset[str]:
         """Settings that make a mask of the map and leave the map as it is."""
-        return frozenset({"label", "threshold", "clip_to_lungs", "median_filter"})
+        return frozenset({"label", "threshold", "clip_to_lungs", "median_filter", "sign"})
 
     @property
     def map_key(self) -> str:
@@ -94,6 +99,20 @@ class Explainer(Settings):
     def n_forward_planned(self) -> int:
         """Forward passes an image, at most."""
 
+    def n_units_planned(self) -> int:
+        """Units of work an image, at most."""
+        return 1
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether it cannot do without a lung mask."""
+        return self.clip_to_lungs
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether it looks at `Subject.prior`."""
+        return False
+
     @property
     def is_cheap(self) -> bool:
         """Whether it costs so little that every trial gets it."""
@@ -106,6 +125,7 @@ class Explainer(Settings):
         target: int | None = None,
         lung_mask: Mask | None = None,
         store: AnswerStore | None = None,
+        neighbours: NDArray[np.uint8] | None = None,
     ) -> AttributionMap:
         """Explain one image in this process.
 
@@ -118,6 +138,8 @@ class Explainer(Settings):
             lung_mask: bool `[H, W]`, for the references that need it.
             store: where answers are looked up before the model is asked, and kept; only those of
                 a `Classifier` that was loaded from a checkpoint, for others have no name.
+            neighbours: uint8 `[n, H', W']`, training images laid over this one, nearest first, for
+                the fill `neighbour`; a `Bank` finds them.
 
         Returns:
             The map at the image's own resolution; `extras["seconds"]` says how long it took and
@@ -130,6 +152,10 @@ class Explainer(Settings):
         _check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
         subject = self._subject(classifier, image, target, lung_mask)
+        if neighbours is not None:
+            size = (subject.image.shape[0], subject.image.shape[1])
+            near = np.stack([resize_gray(each, size) for each in neighbours])
+            subject = replace(subject, neighbours=near)
         done: dict[str, Arrays] = {}
         started, n_asked = time.perf_counter(), 0
         while units := self.plan(subject, done):
@@ -243,6 +269,13 @@ def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
     if classifier is None:
         raise ExplainError(f"unit {unit.name} needs a classifier and was given none")
     return classifier
+
+
+def joined(done: Mapping[str, Arrays], prefix: str) -> NDArray[np.floating]:
+    """The answers `[n, C]` of the units whose names begin alike, in the order of their names."""
+    return np.concatenate(
+        [done[name]["answers"] for name in sorted(done) if name.startswith(prefix)]
+    )
 
 
 def target_class(scores: NDArray[np.floating], target: int | None) -> int:

@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybench.errors import ExplainError
-from raybench.explain.designs import Design, keep_vectors
-from raybench.explain.perturbation import Keep, active_superpixels, distinct
-from raybench.explain.surrogate import (
-    Floats,
-    cosine_distance,
-    jackknife,
-    kernel,
-    ridge,
-    standard_error,
+from raybench.explain.designs import (
+    KEEP_SHARE,
+    Design,
+    keep_vectors,
+    law_of,
+    n_fixed,
+    n_together,
 )
+from raybench.explain.perturbation import Keep, active_superpixels, distinct
+from raybench.explain.rows import Rows
+from raybench.explain.surrogate import Floats, LocalFit
+from raybench.explain.surrogates import Surrogate
 from raybench.types import Gray
 
 _N_DRAWS = 100
@@ -32,15 +34,21 @@ class Neighbourhood:
         keep: bool `[N, K]`, what the surrogate is fitted to.
         first: `[m]`, rows that show the model different images, in the order they are asked in.
         same_as: `[N]`, for each row the place in `first` of the image it shows.
+        which: `[N]`, for each row the number of the fill that stands in; they take turns, what was
+            drawn together sharing one.
         completions: rows that each image stands for.
-        group_size: rows drawn together, which stay together in the jackknife.
+        active: bool `[K]`, superpixels that change anything when switched off.
+        design, law: how the patterns of these were drawn (see `laws`).
     """
 
     keep: Keep
     first: NDArray[np.intp]
     same_as: NDArray[np.intp]
+    which: NDArray[np.intp]
     completions: int
-    group_size: int
+    active: NDArray[np.bool_]
+    design: Design
+    law: Floats
 
     @classmethod
     def draw(
@@ -48,20 +56,52 @@ class Neighbourhood:
         design: Design,
         n_samples: int,
         image: Gray,
-        fill: Gray,
+        fills: NDArray[np.uint8],
         superpixels: NDArray[np.int32],
         seed: int,
         completions: int,
         deduplicate: bool,
+        keep_share: float = KEEP_SHARE,
     ) -> Neighbourhood:
-        """Draw a design for an image, uint8 `[h, w]`, with superpixels int32 `[h, w]`."""
-        active = active_superpixels(image, fill, superpixels)
-        return _drawn(design, n_samples, tuple(active.tolist()), seed, completions, deduplicate)
+        """Draw a design for an image.
+
+        Args:
+            image: uint8 `[h, w]`, with its superpixels, int32 `[h, w]`.
+            fills: uint8 `[F, h, w]`.
+        """
+        active = tuple(active_superpixels(image, fills, superpixels).tolist())
+        settings = (design, n_samples, active, seed, completions, deduplicate, keep_share)
+        return _drawn(*settings, len(fills))
+
+    def asks_nothing_kept(self, n_images: int) -> bool:
+        """Whether the image with all superpixels switched off is among the first asked."""
+        asked = self.keep[self.first[:n_images]][:, self.active]
+        return bool((~asked.any(axis=1)).any())
 
     @property
     def n_distinct(self) -> int:
         """Forward passes that all of it costs."""
         return len(self.first)
+
+    def rows(
+        self, answers: NDArray[np.floating], target: int, nothing: float | None = None
+    ) -> Rows:
+        """What the first answers, `[m, C]`, say of one class.
+
+        Args:
+            nothing: its answer with all superpixels switched off, where that was asked by itself.
+        """
+        n = self.n_rows(len(answers))
+        return Rows(
+            self.keep[:n],
+            answers[self.same_as[:n], target],
+            self.active,
+            self.law,
+            n_fixed(self.design),
+            self.completions,
+            n_together(self.design),
+            nothing,
+        )
 
     def expect(self, image_id: str, n_answers: int) -> None:
         """Refuse answers that are not one for each image asked.
@@ -73,6 +113,27 @@ class Neighbourhood:
             raise ExplainError(
                 f"{image_id}: {n_answers} answers for {self.n_distinct} perturbed images"
             )
+
+    def expect_effective(
+        self, image_id: str, n_answers: int, fit: LocalFit, surrogate: Surrogate
+    ) -> None:
+        """Refuse a fit that rests on too few samples because the design draws by another law.
+
+        That is fewer than there are weights to tell, and than half of what was drawn.
+
+        Raises:
+            ExplainError: it does; the message names the design that draws by the right one.
+        """
+        n_drawn = self.n_rows(n_answers) // self.completions
+        n_active = int(self.active.sum())
+        if surrogate.matching is None or fit.n_effective >= min(n_active + 1, n_drawn / 2):
+            return
+        name = getattr(surrogate, "name")  # noqa: B009  (each family member has one)
+        raise ExplainError(
+            f"{image_id}: to the surrogate {name} the {n_drawn} samples of the design "
+            f"{self.design} are worth {fit.n_effective:.1f}, too few for {n_active} superpixels; "
+            f"choose design: {surrogate.matching}"
+        )
 
     def n_rows(self, n_answers: int) -> int:
         """How many rows, from the first on, the first `n_answers` answers cover."""
@@ -88,66 +149,44 @@ def _drawn(
     seed: int,
     completions: int,
     deduplicate: bool,
+    keep_share: float,
+    n_fills: int,
 ) -> Neighbourhood:
     """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one.
 
     As many as a search over some settings and a few images needs: less than 50 MB.
     """
     mask = np.array(active, dtype=bool)
-    keep = keep_vectors(design, n_samples, mask, seed, completions)
+    keep = keep_vectors(design, n_samples, mask, seed, completions, keep_share)
+    law = law_of(design, int(mask.sum()), keep_share)
+    # What leads the design belongs to no pair.
+    drawn = np.arange(len(keep)) // completions - n_fixed(design)
+    which = np.maximum(drawn, 0) // n_together(design) % n_fills
     if deduplicate:
-        first, same_as = distinct(keep, mask)
+        first, same_as = distinct(keep, mask, which if n_fills > 1 else None)
     else:
         first = np.arange(0, len(keep), completions)
         same_as = np.arange(len(keep)) // completions
-    for array in (keep, first, same_as):
+    for array in (keep, first, same_as, which, mask, law):
         array.flags.writeable = False
-    pairs = 1 if design == "independent" else 2
-    return Neighbourhood(keep, first, same_as, completions, pairs * completions)
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFit:
-    """A surrogate with its uncertainty.
-
-    Attributes:
-        weights: `[K]`.
-        r2: weighted coefficient of determination.
-        uncertainty: `[K]`, standard errors of the weights; infinite where they cannot be told.
-        deltas: `[G, K]`, see `surrogate.jackknife`; empty where they cannot be told.
-    """
-
-    weights: Floats
-    r2: float
-    uncertainty: Floats
-    deltas: Floats
+    return Neighbourhood(keep, first, same_as, which, completions, mask, design, law)
 
 
 def fit_of(
     seen: Neighbourhood,
     answers: NDArray[np.floating],
     target: int,
-    kernel_width: float,
-    alpha: float,
+    surrogate: Surrogate,
+    nothing: float | None = None,
     uncertain: bool = True,
 ) -> LocalFit:
     """Fit the surrogate of one class to the answers so far, `[m, C]`.
 
     Args:
+        nothing: as for `Neighbourhood.rows`.
         uncertain: whether the uncertainty is wanted, which costs more than the fit.
     """
-    n_rows = seen.n_rows(len(answers))
-    keep, y = seen.keep[:n_rows], answers[seen.same_as[:n_rows], target]
-    sample_weights = kernel(cosine_distance(keep), kernel_width)
-    fit = ridge(keep, y, sample_weights, alpha)
-    n_groups = -(-n_rows // seen.group_size)
-    if not uncertain or n_groups <= 2 or n_rows <= keep.shape[1] + seen.group_size:
-        unknown = np.full(keep.shape[1], np.inf)
-        return LocalFit(fit.weights, fit.r2, unknown, np.zeros((0, keep.shape[1])))
-    # The unperturbed image leads the design and belongs to no pair.
-    order = np.roll(np.arange(n_rows), -seen.completions)
-    deltas = jackknife(keep[order], y[order], sample_weights[order], alpha, fit, seen.group_size)
-    return LocalFit(fit.weights, fit.r2, standard_error(deltas), deltas)
+    return surrogate.fit(seen.rows(answers, target, nothing), uncertain)
 
 
 def expected_iou(

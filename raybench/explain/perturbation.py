@@ -24,36 +24,37 @@ def coin_flips(n_samples: int, n_superpixels: int, seed: int) -> Keep:
     return keep
 
 
-def fill_image(image: Gray, superpixels: NDArray[np.int32], fill: str) -> Gray:
-    """What is shown where a superpixel is switched off, uint8 `[h, w]`.
+def active_superpixels(
+    image: Gray, fills: NDArray[np.uint8], superpixels: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """Which superpixels change anything when switched off, bool `[K]`.
 
     Args:
-        fill: `black` (lime's `hide_color=0`), or `mean`, each superpixel's own mean grey level,
-            rounded down as lime's assignment to uint8 does (its `hide_color=None`).
+        fills: `[F, h, w]`, or `[h, w]` where there is one; one that differs is enough.
     """
-    if fill == "black":
-        return np.zeros_like(image)
-    counts = np.bincount(superpixels.ravel())
-    sums = np.bincount(superpixels.ravel(), weights=image.ravel())
-    return np.asarray((sums / counts).astype(np.uint8)[superpixels], dtype=np.uint8)
-
-
-def active_superpixels(
-    image: Gray, fill: Gray, superpixels: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    """Which superpixels change anything when switched off, bool `[K]`."""
-    changed = np.bincount(superpixels.ravel(), weights=(image != fill).ravel())
+    differs = image != fills
+    changed = np.bincount(
+        superpixels.ravel(), weights=differs.reshape(-1, *image.shape).any(axis=0).ravel()
+    )
     return np.asarray(changed > 0)
 
 
-def distinct(keep: Keep, active: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def distinct(
+    keep: Keep, active: NDArray[np.bool_], which: NDArray[np.integer] | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows that show the model different images, and for each row which of them it equals.
+
+    Args:
+        which: `[n]`, the number of each row's fill, below 256; None: there is one.
 
     Returns:
         `first` `[m]`, indices of the first row of each kind in ascending order, and `same_as`
         `[n]`, positions in `first`, so that `answers_of_first[same_as]` are all n answers.
     """
     packed = np.packbits(keep[:, active], axis=1)
+    if which is not None and packed.shape[1]:  # with all kept, no fill is seen
+        seen = np.where(keep[:, active].all(axis=1), 0, which).astype(np.uint8)
+        packed = np.column_stack([packed, seen])
     if packed.shape[1] == 0:
         return np.zeros(1, np.intp), np.zeros(len(keep), np.intp)
     _, first, inverse = np.unique(packed, axis=0, return_index=True, return_inverse=True)
@@ -64,7 +65,16 @@ def distinct(keep: Keep, active: NDArray[np.bool_]) -> tuple[NDArray[np.intp], N
 
 
 def render(
-    image: Gray, fill: Gray, superpixels: NDArray[np.int32], keep: Keep
+    image: Gray,
+    fills: NDArray[np.uint8],
+    superpixels: NDArray[np.int32],
+    keep: Keep,
+    which: NDArray[np.integer] | None = None,
 ) -> NDArray[np.uint8]:
-    """The perturbed images, uint8 `[n, h, w]`."""
-    return np.where(keep[:, superpixels], image, fill)
+    """The perturbed images, uint8 `[n, h, w]`.
+
+    Args:
+        fills: `[F, h, w]`, or `[h, w]` where there is one.
+        which: `[n]`, the number of each row's fill; None: there is one.
+    """
+    return np.where(keep[:, superpixels], image, fills if which is None else fills[which])

@@ -25,6 +25,7 @@ from raybench.settings import Choice, Domain, Range, Settings
 Rule = Literal["fixed", "val"]
 
 OF_ANY_MAP: Mapping[str, Range | Choice] = {
+    "sign": Choice(choices=("both", "for", "against")),
     "clip_to_lungs": Choice(choices=(False, True)),
     "median_filter": Choice(choices=(0, 3, 5, 9, 15)),
     RULE: Choice(choices=("val", "fixed")),
@@ -224,7 +225,17 @@ class Space:
 
 def default_space(explainer: Explainer) -> dict[str, Range | Choice]:
     """What is searched of an explainer where nobody says otherwise."""
-    return dict(OF_ANY_MAP) | dict(_spaces(explainer, type(explainer)))
+    found = dict(OF_ANY_MAP) | dict(_spaces(explainer, type(explainer)))
+    for path, domain in list(found.items()):
+        place = locate(explainer, path)
+        if place is None or not place.kinds or not isinstance(domain, Choice):
+            continue
+        possible = tuple(kind for kind in domain.choices if kind in place.kinds)
+        if len(possible) > 1:  # an explainer may take fewer kinds than the one it is made from
+            found[path] = Choice(choices=possible)
+        else:
+            del found[path]
+    return found
 
 
 def _spaces(settings: Settings | None, kind: type[Settings]) -> Iterator[tuple[str, Any]]:

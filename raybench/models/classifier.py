@@ -20,7 +20,13 @@ from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import brief, build
 from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
-from raybench.models.perturbed import Composer, check_perturbed, resize_matrices
+from raybench.models.perturbed import (
+    Blender,
+    Composer,
+    check_perturbed,
+    check_pixels,
+    resize_matrices,
+)
 from raybench.models.runtime import (
     CPU_BATCH,
     EAGER,
@@ -229,20 +235,23 @@ class Classifier:
     def predict_perturbed(
         self,
         image: Gray,
-        fill: Gray,
+        fill: NDArray[np.uint8],
         superpixels: NDArray[np.int32],
         keep: NDArray[np.bool_],
+        which: NDArray[np.integer] | None = None,
     ) -> NDArray[np.float32]:
         """Class probabilities of an image's perturbations, composed on the model's device.
 
-        The i-th perturbed image is `where(keep[i, superpixels], image, fill)`, brought to the
-        model's input size. On a CPU the answers are, to the bit, those that `predict` gives to
-        these images.
+        The i-th perturbed image is `where(keep[i, superpixels], image, fill[which[i]])`, brought to
+        the model's input size. On a CPU the answers are, to the bit, those that `predict` gives
+        to these images.
 
         Args:
-            image, fill: uint8 `[h, w]`.
+            image: uint8 `[h, w]`.
+            fill: uint8 `[F, h, w]`, or `[h, w]` where there is one.
             superpixels: int32 `[h, w]`, labels 0 to K - 1.
             keep: bool `[n, K]`.
+            which: `[n]`, 0 to F - 1; None where there is one fill.
 
         Returns:
             float32 `[n, C]`.
@@ -250,50 +259,116 @@ class Classifier:
         Raises:
             ModelError: the arrays do not fit together, or memory is out with one image a pass.
         """
-        check_perturbed(image, fill, superpixels, keep)
+        fills = fill if fill.ndim == 3 else fill[None]
+        check_perturbed(image, fills, superpixels, keep, which)
         with torch.inference_mode():
-            return self.ask(len(keep), self._composer(image, fill, superpixels, keep))
+            return self.ask(len(keep), self._composer(image, fills, superpixels, keep, which))
 
     def _composer(
         self,
         image: Gray,
-        fill: Gray,
+        fills: NDArray[np.uint8],
         superpixels: NDArray[np.int32],
         keep: NDArray[np.bool_],
+        which: NDArray[np.integer] | None,
     ) -> Compose:
+        both = np.concatenate([image[None], fills])
         if image.shape == self.input_size:
-            both = self.prepare(np.stack([image, fill]))
-            return Composer(both[:1], both[1:], superpixels, keep)
+            return Composer(self.prepare(both), superpixels, keep, which)
         if self.device.type == "cpu":
             labels = np.asarray(superpixels)
+            numbers = np.zeros(len(keep), np.intp) if which is None else which
 
             def rendered(start: int, stop: int) -> torch.Tensor:
-                return self.prepare(np.where(keep[start:stop][:, labels], image, fill))
+                shown = keep[start:stop][:, labels]
+                return self.prepare(np.where(shown, image, fills[numbers[start:stop]]))
 
             return rendered
-        return self._resizing(image, fill, superpixels, keep)
+        return self._resizing(both, superpixels, keep, which)
+
+    def predict_blended(
+        self, image: Gray, fill: Gray, n: int, shown: Compose
+    ) -> NDArray[np.float32]:
+        """Class probabilities of soft perturbations, composed on the model's device.
+
+        The i-th is `shown[i] * image + (1 - shown[i]) * fill` in grey levels, brought to the
+        model's input size; nothing is rounded.
+
+        Args:
+            image, fill: uint8 `[h, w]`.
+            shown: from and up to which of the n, to float `[m, h, w]` in [0, 1] on the device.
+
+        Returns:
+            float32 `[n, C]`.
+
+        Raises:
+            ModelError: the arrays do not fit together, or memory is out with one image a pass.
+        """
+        check_pixels(image, fill[None])
+        pixels = np.stack([image, fill])
+        with torch.inference_mode():
+            if image.shape == self.input_size:
+                both = self.prepare(pixels)
+                return self.ask(n, Blender(both[:1], both[1:], shown))
+            both = self._grey_levels(pixels)
+            blend = Blender(both[:1], both[1:], shown)
+            return self.ask(n, self._resized(blend, image.shape, levels=False))
 
     def _resizing(
         self,
-        image: Gray,
-        fill: Gray,
+        both: NDArray[np.uint8],
         superpixels: NDArray[np.int32],
         keep: NDArray[np.bool_],
+        which: NDArray[np.integer] | None,
     ) -> Compose:
         """Composes at the image's size and resizes on the device, as `resize_gray` would."""
-        shape = (image.shape[0], image.shape[1])
-        both = torch.from_numpy(np.stack([image, fill])).to(self.device).float().unsqueeze(1)
-        at_own_size = Composer(both[:1], both[1:], superpixels, keep)
+        shape = (both.shape[1], both.shape[2])
+        composer = Composer(self._grey_levels(both), superpixels, keep, which)
+        return self._resized(composer, shape, levels=True)
+
+    def _grey_levels(self, both: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(both).to(self.device).float().unsqueeze(1)
+
+    def _resized(self, compose: Compose, shape: tuple[int, ...], levels: bool) -> Compose:
+        """What is composed in grey levels at a shape, resized; to whole grey levels, or any."""
         rows, columns = (
             torch.from_numpy(matrix).to(self.device)
-            for matrix in resize_matrices(shape, self.input_size)
+            for matrix in resize_matrices((shape[0], shape[1]), self.input_size)
         )
 
         def resized(start: int, stop: int) -> torch.Tensor:
-            grey = at_own_size(start, stop).contiguous()
-            return self._normalise((rows @ grey @ columns).round().clamp(0, 255))
+            grey = rows @ compose(start, stop).contiguous() @ columns
+            return self._normalise(grey.round().clamp(0, 255) if levels else grey)
 
         return resized
+
+    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's own features, before its classifier, float32 `[N, d]`.
+
+        Args:
+            images: as for `predict`.
+
+        Raises:
+            ModelError: the network is not one of timm's, which say where their classifier begins;
+                or memory is out with a single image a pass.
+        """
+        net: Any = self.net
+        if not (hasattr(net, "forward_features") and hasattr(net, "forward_head")):
+            raise ModelError(
+                f"expected a network with timm's forward_features and forward_head to read "
+                f"features from, found {type(net).__name__}; take `embedding: pixels`"
+            )
+
+        def features(batch: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = net.forward_head(net.forward_features(batch), pre_logits=True)
+            return found.flatten(1)
+
+        with evaluating(self.net), torch.inference_mode():
+            size = self.batch_size
+            found, _ = in_batches(
+                features, lambda a, b: self.prepare(images[a:b]), len(images), size, False
+            )
+            return found.float().cpu().numpy()
 
     def ask(self, n: int, compose: Compose) -> NDArray[np.float32]:
         """Class probabilities, float32 `[n, C]`, of normalised images that `compose` makes.

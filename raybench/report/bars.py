@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 
 from raybench.report.style import COLOURS, clean, need, wrapped
 
-REFERENCES = ("whole_lung", "centre_prior", "random_superpixels")
+REFERENCES = ("whole_lung", "centre_prior", "random_superpixels", "intensity", "edges")
 """Explainers that look at no model: what any localisation figure must be held against."""
 
 GREYS = ("#8C8C8C", "#C4C4C4", "#E2E2E2")

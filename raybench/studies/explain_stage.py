@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from raybench.data.preprocess import resize_gray
 from raybench.errors import RaybenchError
 from raybench.executor import Job, Outcome, Pool, message, run_jobs
 from raybench.explain import Explainer, Lime
 from raybench.studies.context import Context, Winners, progress_bar
+from raybench.studies.material import Material
 from raybench.studies.precision import model_keys
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
-from raybench.types import Split, Subject, Unit, XrayRecord
+from raybench.types import Split, Unit, XrayRecord
 
 # Rows wait in memory until they stand for so much work, or are so many: the most that a kill costs.
 _FLUSH_SECONDS = 1.0
@@ -91,11 +91,13 @@ def explain(
     with context.stage("explaining", maps=len(everything)):
         if not todo:
             return
+        material = Material(context, sizes)
+        material.prepare(pool, dict.fromkeys((item.trial_id, item.explainer) for item in todo))
         asked = sorted({item.trial_id for item in todo if isinstance(item.explainer, Lime)})
-        keys = keys_of(context, pool, asked, sizes)
+        keys = keys_of(context, pool, asked, material)
         progress = _Progress(todo)
         writer = _Writer(context)
-        jobs = _jobs(context, todo, sizes, keys, writer)
+        jobs = _jobs(material, todo, keys, writer)
         try:
             for outcome in run_jobs(jobs, pool, progress.unit):
                 assert isinstance(outcome.key, Item)
@@ -123,32 +125,20 @@ def finished(context: Context, everything: Sequence[Item]) -> set[tuple[str, str
     return done
 
 
-def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int | None:
-    """Index of the class that an explainer is asked for; None for the predicted one."""
-    wanted = explainer.target or context.config.explain.target
-    if wanted == "predicted":
-        return None
-    return context.dataset.classes.index(record.label if wanted == "true" else wanted)
-
-
 def keys_of(
-    context: Context, pool: Pool, trials: Sequence[str], sizes: dict[str, tuple[int, int]]
+    context: Context, pool: Pool, trials: Sequence[str], material: Material
 ) -> dict[str, str]:
     """Keys of the models by trial, where they differ from the trial's id."""
     return model_keys(
         context,
         pool,
         trials,
-        lambda trial, lime, record: job_of(context, Item(trial, lime, record), sizes),
+        lambda trial, lime, record: job_of(material, Item(trial, lime, record)),
     )
 
 
 def _jobs(
-    context: Context,
-    todo: Sequence[Item],
-    sizes: dict[str, tuple[int, int]],
-    keys: dict[str, str],
-    writer: _Writer,
+    material: Material, todo: Sequence[Item], keys: dict[str, str], writer: _Writer
 ) -> Iterator[Job]:
     """A job for each item; an image that cannot be read any more is recorded for itself.
 
@@ -157,31 +147,21 @@ def _jobs(
     """
     for item in todo:
         try:
-            job = job_of(context, item, sizes)
+            job = job_of(material, item)
         except RaybenchError as error:
             writer.add(Outcome(item, None, message(error), 0.0, 0))
             continue
         yield replace(job, model=keys.get(item.trial_id, job.model))
 
 
-def job_of(context: Context, item: Item, sizes: dict[str, tuple[int, int]]) -> Job:
+def job_of(material: Material, item: Item) -> Job:
     """The job that makes one map.
 
     Raises:
         RaybenchError: the image cannot be read any more.
     """
-    xray = context.dataset.load(item.record)
-    image = context.config.preprocess.apply(xray)
-    if item.explainer.uses_model and context.config.explain.grid == "model":
-        image = resize_gray(image, sizes[item.trial_id])
-    subject = Subject(
-        image_id=item.record.image_id,
-        image=image,
-        lung_mask=xray.lung_mask,
-        shape=(xray.image.shape[0], xray.image.shape[1]),
-        target=target_of(context, item.explainer, item.record),
-    )
     model = item.trial_id if item.explainer.uses_model else None
+    subject = material.subject(item.explainer, item.record, model)
     return Job(item, item.explainer, subject, model)
 
 

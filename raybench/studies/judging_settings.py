@@ -14,9 +14,11 @@ from raybench.executor import Job, Pool, run_jobs
 from raybench.explain import Explainer
 from raybench.explain.spaces import Candidate
 from raybench.models.classifier import Classifier
-from raybench.scoring.binarise import CANDIDATES, iou_at
+from raybench.scoring.binarise import CANDIDATES, iou_at, oriented
+from raybench.settings import Settings
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import Item, job_of
+from raybench.studies.material import Material
 from raybench.studies.truths import Truth
 from raybench.types import Arrays, AttributionMap, Subject, Unit, Values, XrayRecord
 
@@ -72,7 +74,7 @@ class Judge:
         pool: does what has to be done; one that remembers.
         trial_id: the model's; `NO_TRIAL` where the explainer asks none.
         truths: of the Val images, by id.
-        sizes: input sizes of the models by trial.
+        material: makes the explainers' subjects.
         model: the model's key, where it is another than the trial's id.
     """
 
@@ -82,15 +84,16 @@ class Judge:
         pool: Pool,
         trial_id: str,
         truths: Mapping[str, Truth],
-        sizes: dict[str, tuple[int, int]],
+        material: Material,
         model: str | None,
     ) -> None:
-        self._context, self._pool, self._trial_id = context, pool, trial_id
-        self._truths, self._sizes, self._model = truths, sizes, model
+        self._pool, self._trial_id, self._material = pool, trial_id, material
+        self._truths, self._model = truths, model
         self._records: tuple[XrayRecord, ...] = context.explained["Val"]
-        self._subjects: dict[str, Subject] = {}
+        self._subjects: dict[tuple[str, str], Subject] = {}
         self._maps: OrderedDict[tuple[str, int], tuple[Values, int]] = OrderedDict()
         self._map_bytes = 0
+        self._prepared: set[str] = set()
         self._judged: dict[str, Judgement] = {}
         self.n_asked = 0
 
@@ -121,6 +124,9 @@ class Judge:
     def _maps_of(self, explainer: Explainer) -> Iterator[tuple[int, tuple[Values, int] | str]]:
         """Map and forward passes of each image, or what went wrong with it, in any order."""
         key = explainer.map_key
+        if _material_key(explainer) not in self._prepared:
+            self._prepared.add(_material_key(explainer))
+            self._material.prepare(self._pool, [(self._trial_id, explainer)])
         todo = []
         for number in range(len(self._records)):
             kept = self._maps.get((key, number))
@@ -141,10 +147,11 @@ class Judge:
 
     def _job(self, explainer: Explainer, number: int) -> Job:
         record = self._records[number]
-        subject = self._subjects.get(record.image_id)
+        key = (record.image_id, _material_key(explainer))
+        subject = self._subjects.get(key)
         if subject is None:
-            made = job_of(self._context, Item(self._trial_id, explainer, record), self._sizes)
-            subject = self._subjects[record.image_id] = made.subject
+            made = job_of(self._material, Item(self._trial_id, explainer, record))
+            subject = self._subjects[key] = made.subject
         model = (self._model or self._trial_id) if explainer.uses_model else None
         return Job(number, MapAlone(explainer), subject, model)
 
@@ -155,10 +162,17 @@ class Judge:
             self._map_bytes -= self._maps.popitem(last=False)[1][0].nbytes
 
 
+def _material_key(explainer: Explainer) -> str:
+    """Equal for settings that are given the same subjects."""
+    fill = getattr(explainer, "fill", None)
+    return f"{explainer.needs_prior} {fill.model_dump_json() if isinstance(fill, Settings) else ''}"
+
+
 def curve(candidate: Candidate, values: Values, truth: Truth) -> Floats:
     """IoU of one image at every candidate threshold, `[C]`; at a fixed one C times the same."""
     explainer = candidate.explainer
     clip = truth.lungs if explainer.clip_to_lungs else None
     grid = np.array([explainer.threshold]) if candidate.rule == "fixed" else np.array(CANDIDATES)
+    values = oriented(values, explainer.sign)
     found = iou_at(grid, values, truth.infection, clip, explainer.median_filter)
     return np.broadcast_to(found, (len(CANDIDATES),))

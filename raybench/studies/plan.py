@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raybench.config import SweepConfig
-from raybench.explain import Explainer, Lime
+from raybench.explain import Explainer
 from raybench.explain.spaces import Space
 from raybench.studies.context import explained_images
 from raybench.training.space import searched_settings
@@ -85,9 +85,7 @@ class Plan:
             if not explainer.uses_model:
                 total += n_both
                 continue
-            each = 1
-            if isinstance(explainer, Lime):
-                each = 1 + -(-explainer.n_samples // explainer.chunk)
+            each = explainer.n_units_planned()
             total += self.n_full * n_both * each
             if explainer.is_cheap:
                 total += (self.n_trials - self.n_full) * self.explained["Val"] * each

@@ -10,7 +10,7 @@ import pandas as pd
 
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
-from raybench.scoring.binarise import binarise, choose_threshold
+from raybench.scoring.binarise import binarise, choose_threshold, oriented
 from raybench.scoring.metrics import METRICS, localisation_scores
 from raybench.studies.context import Context, Winners, progress_bar, winners_for
 from raybench.studies.truths import Truth, load_truths
@@ -132,7 +132,8 @@ def _score_one(
     if not pd.isna(row["error"]):
         return {}
     clip = truth.lungs if explainer.clip_to_lungs else None
-    salient = binarise(values_of(row), threshold, clip, explainer.median_filter)
+    values = oriented(values_of(row), explainer.sign)
+    salient = binarise(values, threshold, clip, explainer.median_filter)
     return localisation_scores(salient, truth.infection)
 
 
@@ -147,7 +148,7 @@ def _val_threshold(
     maps, masks, lungs = tee(_val_maps(context, table, truths), 3)
     clip = explainer.clip_to_lungs
     return choose_threshold(
-        (values for values, _ in maps),
+        (oriented(values, explainer.sign) for values, _ in maps),
         (truth.infection for _, truth in masks),
         (truth.lungs if clip else None for _, truth in lungs),
         explainer.median_filter,

@@ -18,6 +18,7 @@ from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.studies.context import Context, Tuned, Winners, progress_bar
 from raybench.studies.explain_stage import keys_of
 from raybench.studies.judging_settings import Judge
+from raybench.studies.material import Material
 from raybench.studies.proposals import Proposal, Proposer
 from raybench.studies.tried import Tried, judgement_of, make_row
 from raybench.studies.truths import load_truths
@@ -134,13 +135,16 @@ def _run_all(
     remembering = RememberingPool(pool)
     truths = load_truths(context, ["Val"])
     asked = sorted({s.trial_id for s in studies if isinstance(s.space.explainer, Lime)})
-    keys = keys_of(context, pool, asked, sizes)
+    material = Material(context, sizes)
+    lime = ((s.trial_id, s.space.explainer) for s in studies if s.trial_id in asked)
+    material.prepare(pool, lime)
+    keys = keys_of(context, pool, asked, material)
     bar = progress_bar(n_trials, "searching", "setting")
     ended = []
     try:
         for study, before in zip(studies, done, strict=True):
             model = keys.get(study.trial_id)
-            judge = Judge(context, remembering, study.trial_id, truths, sizes, model)
+            judge = Judge(context, remembering, study.trial_id, truths, material, model)
             ended.append(_run(context, study, judge, before, bar))
             context.run.compact(study.table)
     finally:

@@ -15,7 +15,7 @@ from raybench.config import SweepConfig
 from raybench.data.scan import Scan, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
-from raybench.explain import Explainer, WholeLung
+from raybench.explain import Explainer
 from raybench.models.backbones import module_at
 from raybench.models.build import build
 from raybench.models.runtime import check_backend
@@ -101,8 +101,8 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
     needs_lungs = config.preprocess.lung_masking or any(
-        e.clip_to_lungs or isinstance(e, WholeLung) or _is_clipped_in_search(config, e)
-        for e in config.explain.explainers
+        explainer.needs_lungs or _is_clipped_in_search(config, explainer)
+        for explainer in config.explain.explainers
     )
     bar = progress_bar(len(records), "checking images", "image")
     try:

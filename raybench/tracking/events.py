@@ -10,6 +10,8 @@ Kinds that the studies write, with their fields beside `time` and `kind`:
 - `stage_started`: stage; `stage_finished`: stage, seconds and counts
 - `precision_chosen`: trial_id, precision (`float32` or `bfloat16`), ious (of the salient masks of a
   few Val images under both), errors
+- `centre_prior`: source (`train`: the mean of its infection masks, or `gaussian`, where Train has
+  none), n_masks
 - `warning`: message
 - `sweep_finished`
 

@@ -47,7 +47,7 @@ def test_frugality_holds_every_design_against_the_reference(tmp_path: Path) -> N
 
 def test_settings_are_fitted_without_a_forward_pass(tmp_path: Path) -> None:
     command = ["benchmarks.settings_for_free", "--model", "test_efficientnet", "--images", "1"]
-    run(*command, "--samples", "40", "--json", str(tmp_path / "b.json"))
+    run(*command, "--samples", "120", "--json", str(tmp_path / "b.json"))
     ratios = json.loads((tmp_path / "b.json").read_text())["models"]["test_efficientnet"]["ratios"]
     (passes,) = (r for r in ratios if r["name"] == "forward passes of the settings")
     assert passes["value"] == 0

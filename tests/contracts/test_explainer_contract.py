@@ -25,7 +25,7 @@ from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Uni
 MEMBERS: tuple[type[Explainer], ...] = get_args(get_args(AnyExplainer)[0])
 USERS = [member for member in MEMBERS if member.uses_model]
 NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.3"}
-QUICK = {"n_samples": 40, "chunk": 16}
+QUICK = {"n_samples": 40, "n_masks": 40, "cells": 6, "window": 2, "chunk": 16}
 GRID = (64, 64)
 ADAPTER: TypeAdapter[Explainer] = TypeAdapter(AnyExplainer)
 
@@ -64,7 +64,13 @@ def image(xray: ChestXray) -> Gray:
 def subject(xray: ChestXray, image: Gray) -> Subject:
     """An image whose map is wanted at another, non-square shape."""
     assert xray.lung_mask is not None
-    return Subject("Test/a.png", image, xray.lung_mask[:90, 10:80], (90, 70))
+    lungs = xray.lung_mask[:90, 10:80]
+    return Subject("Test/a.png", image, lungs, (90, 70), neighbours=near(image))
+
+
+def near(image: Gray) -> np.ndarray:
+    """Images that stand for a patient's neighbours."""
+    return np.stack([np.roll(image[:, ::-1], number, axis=0) for number in range(5)])
 
 
 def finish(explainer: Explainer, subject: Subject, classifier: Classifier) -> dict[str, Arrays]:
@@ -93,7 +99,7 @@ def test_shape_dtype_finite(
     assert xray.lung_mask is not None
     picture = resize_gray(Preprocess().apply(xray), grid)
     lungs = xray.lung_mask[: shape[0], : shape[1]]
-    asked = Subject("Test/a.png", picture, lungs, shape, target)
+    asked = Subject("Test/a.png", picture, lungs, shape, target, near(picture))
     explainer, classifier = quick(member), classifier_of(net_name)
     found = explain(explainer, asked, classifier)
     assert found.values.shape == shape
@@ -118,7 +124,9 @@ def test_same_seed_same_map(member: type[Explainer], net_name: str, subject: Sub
             explain(quick(member, seed=seed, design="independent"), subject, classifier)
             for seed in (0, 1)
         )
-        assert not np.array_equal(one.values, other.values)
+        # Where all patterns were asked some say that nothing is left to chance, and so it must be.
+        certain = not np.any(one.extras.get("uncertainty", np.inf))
+        assert np.array_equal(one.values, other.values) == certain
 
 
 @each_member
@@ -172,7 +180,7 @@ def test_a_missing_classifier_and_a_class_that_is_not_are_refused(
         finish(quick(member), subject, None)  # type: ignore[arg-type]
     for target in (-1, 3):
         with pytest.raises(ExplainError, match=f"target {target}: the model has classes 0 to 2"):
-            quick(member).attribute(classifier, image, target)
+            quick(member).attribute(classifier, image, target, neighbours=near(image))
 
 
 class BreaksForward(nn.Module):
@@ -265,16 +273,18 @@ def test_attribute_takes_a_classifier_or_a_bare_module(
     assert xray.lung_mask is not None
     explainer, classifier = quick(member, layer=NETS[net_name]), classifier_of(net_name)
     lungs = xray.lung_mask[: GRID[0], : GRID[1]]
-    found = explainer.attribute(classifier, image, 1, lungs)
-    bare = explainer.attribute(classifier.net, image, 1, lungs)
-    direct = explain(explainer, Subject("image", image, lungs, GRID, 1), classifier)
+    beside = near(image)
+    found = explainer.attribute(classifier, image, 1, lungs, neighbours=beside)
+    bare = explainer.attribute(classifier.net, image, 1, lungs, neighbours=beside)
+    direct = explain(explainer, Subject("image", image, lungs, GRID, 1, beside), classifier)
     np.testing.assert_array_equal(found.values, direct.values)
     np.testing.assert_array_equal(bare.values, direct.values)
     assert (found.target, found.n_forward) == (direct.target, direct.n_forward)
     assert found.extras["seconds"] > 0
 
     full = Preprocess().apply(xray)
-    assert explainer.attribute(classifier, full, None, xray.lung_mask).values.shape == full.shape
+    whole = explainer.attribute(classifier, full, None, xray.lung_mask, neighbours=near(full))
+    assert whole.values.shape == full.shape
     for bad in (image.astype(np.float32), np.repeat(image[:, :, None], 3, axis=2)):
         with pytest.raises(ExplainError, match=r"expected a uint8 \[H, W\] image"):
             explainer.attribute(classifier, bad, None, lungs)

@@ -11,11 +11,27 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from raybench.explain.designs import Design, keep_vectors, orthogonal, paired
+from raybench.explain.designs import (
+    Design,
+    asked_like,
+    keep_vectors,
+    law_of,
+    n_fixed,
+    orthogonal,
+    paired,
+)
+from raybench.explain.laws import (
+    bernoulli_law,
+    log_comb,
+    log_ratio,
+    proper_law,
+    shapley_law,
+    worth,
+)
 from raybench.explain.perturbation import coin_flips, distinct
 
 DESIGNS: tuple[Any, ...] = get_args(Design)
-SMART = [d for d in DESIGNS if d != "independent"]
+SMART = ["paired", "orthogonal", "completed"]
 ACTIVE = hnp.arrays(np.bool_, st.integers(1, 45))
 
 each_design = pytest.mark.parametrize("design", DESIGNS)
@@ -83,10 +99,103 @@ def test_a_block_is_an_orthogonal_array_of_strength_three(k: int) -> None:
     assert (second * 2 - 1 != block).any()
 
 
+@pytest.mark.parametrize("design", [d for d in DESIGNS if d not in ("independent", "paired")])
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_few_superpixels_are_asked_in_every_pattern(k: int) -> None:
-    block = orthogonal(2**k, k, np.random.default_rng(0))
-    assert len({tuple(row) for row in block}) == 2**k
+def test_few_superpixels_are_asked_in_every_pattern(k: int, design: Design) -> None:
+    keep = keep_vectors(design, 1 + 2**k, np.ones(k, bool), 0)
+    assert len({tuple(row) for row in keep}) == 2**k
+
+
+@pytest.mark.parametrize("k", [2, 5, 9, 30])
+def test_shapley_asks_all_then_none_then_coalitions_with_their_complements(k: int) -> None:
+    keep = keep_vectors("shapley", 200, np.ones(k, bool), 4)
+    assert keep[0].all()
+    assert not keep[1].any()
+    np.testing.assert_array_equal(keep[2::2], ~keep[3::2])
+    kept = keep[2:].sum(axis=1)
+    assert kept.min() > 0
+    assert kept.max() < k
+
+
+@pytest.mark.parametrize("keep_share", [0.3, 0.9])
+def test_bernoulli_keeps_its_share_of_the_active_superpixels(keep_share: float) -> None:
+    active = np.arange(60) % 3 > 0
+    keep = keep_vectors("bernoulli", 800, active, 2, keep_share=keep_share)[1:]
+    assert keep[:, active].mean() == pytest.approx(keep_share, abs=0.01)
+    assert keep[:, ~active].mean() == pytest.approx(0.5, abs=0.02)
+    together = np.cov(keep[:, active].T)
+    assert np.abs(together - np.diag(np.diag(together))).max() < 0.05
+    assert asked_like("bernoulli", keep_share) != asked_like("bernoulli", 0.5)
+
+
+# Laws
+
+SHARES = st.floats(0.02, 0.98)
+
+
+@given(st.integers(1, 60), SHARES)
+@settings(max_examples=60, deadline=None)
+def test_laws_are_probabilities(k: int, keep_share: float) -> None:
+    laws = [bernoulli_law(k, keep_share)]
+    if k > 1:
+        laws += [shapley_law(k), proper_law(k)]
+    for law in laws:
+        assert law.shape == (k + 1,)
+        assert np.exp(log_comb(k) + law).sum() == pytest.approx(1, rel=1e-9)
+    if k > 1:  # as the paper has the kernel
+        size = np.arange(1, k)
+        kernel = (k - 1) / (np.exp(log_comb(k))[1:k] * size * (k - size))
+        np.testing.assert_allclose(
+            np.exp(shapley_law(k))[1:k] / kernel * kernel[0], np.exp(shapley_law(k))[1], rtol=1e-8
+        )
+
+
+@given(st.integers(2, 40), SHARES, SHARES)
+@settings(max_examples=60, deadline=None)
+def test_weights_of_another_law_are_one_on_average(k: int, one: float, other: float) -> None:
+    size = np.arange(k + 1)
+    everywhere = (bernoulli_law(k, one), bernoulli_law(k, other), shapley_law(k))
+    for wanted in everywhere:
+        for drawn in everywhere[:2]:
+            ratio = np.exp(log_ratio(wanted, drawn, size, 0))
+            by_chance = np.exp(log_comb(k) + drawn)
+            assert by_chance @ ratio == pytest.approx(1, rel=1e-8)
+            assert worth(wanted, drawn) == pytest.approx(1 / (by_chance @ ratio**2), rel=1e-8)
+            assert worth(drawn, drawn) == pytest.approx(1)
+
+
+def test_what_a_law_never_draws_stands_for_itself() -> None:
+    """Coins by coalitions of the Shapley kernel: all and none come from the rows before them."""
+    wanted, drawn = bernoulli_law(12, 0.8), shapley_law(12)
+    size = np.r_[12, 0, np.full(50, 6), np.full(30, 9)]
+    found = np.exp(log_ratio(wanted, drawn, size, 2))
+    assert found[0] / 80 == pytest.approx(0.8**12)
+    assert found[1] / 80 == pytest.approx(0.2**12)
+    assert found[2] == pytest.approx(np.exp(wanted[6] - drawn[6]))
+    covered = np.exp(log_comb(12) + wanted)[1:12].sum()
+    assert covered + found[:2].sum() / 80 == pytest.approx(1)
+    assert (log_ratio(wanted, wanted, size, 2)[:2] == -np.inf).all()  # nobody drew these
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("k", [5, 13])
+def test_every_design_draws_by_its_law(design: Design, k: int) -> None:
+    """Frequencies of the sizes over many seeds, and weights with a mean of 1 by them."""
+    active = np.arange(k + 4) >= 4
+    share, law = 0.65, law_of(design, k, 0.65)
+    first = n_fixed(design)
+    kept = np.concatenate(
+        [
+            keep_vectors(design, 60, active, seed, 1, share)[first:, active].sum(axis=1)
+            for seed in range(150)
+        ]
+    )
+    seen = np.bincount(kept, minlength=k + 1) / len(kept)
+    np.testing.assert_allclose(seen, np.exp(log_comb(k) + law), atol=0.02)
+    wanted = bernoulli_law(k, 0.6)
+    told = np.exp(log_ratio(wanted, law, kept, 0)).mean()
+    left = np.exp(wanted[[0, k]]).sum() if design == "shapley" else 0.0
+    assert told + left == pytest.approx(1, abs=0.06)
 
 
 @pytest.mark.parametrize("design", SMART)

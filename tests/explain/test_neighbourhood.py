@@ -12,7 +12,14 @@ import pytest
 
 from raybench.answers import AnswerStore
 from raybench.data.preprocess import resize_gray
-from raybench.explain import Lime
+from raybench.explain import (
+    BayesianRidgeSurrogate,
+    GlimeSurrogate,
+    KernelShapSurrogate,
+    Lime,
+    RidgeSurrogate,
+)
+from raybench.explain.fills import Mean
 from raybench.explain.neighbourhood import LocalFit, expected_iou
 from raybench.explain.surrogate import cosine_distance, jackknife, kernel, ridge, standard_error
 from raybench.models.classifier import Classifier
@@ -164,8 +171,10 @@ def test_settings_downstream_of_the_answers_ask_nothing(
     first = lime.attribute(model, masked, store=store)
     assert first.extras["n_asked"] == first.n_forward > 2
     downstream: list[dict[str, Any]] = [
-        {"kernel_width": 0.5},
-        {"alpha": 0.1},
+        {"surrogate": RidgeSurrogate(kernel_width=0.5, alpha=0.1)},
+        {"surrogate": BayesianRidgeSurrogate()},
+        {"surrogate": GlimeSurrogate()},  # 7 active superpixels: all patterns are there
+        {"surrogate": KernelShapSurrogate()},
         {"n_samples": 70},
         {"threshold": 0.3},
         {"design": "orthogonal"},
@@ -178,7 +187,7 @@ def test_settings_downstream_of_the_answers_ask_nothing(
         assert free.extras["n_asked"] == 0, change
         np.testing.assert_array_equal(free.values, changed.attribute(model, masked).values)
     assert lime.attribute(model, masked, target=2, store=store).extras["n_asked"] == 0
-    upstream: list[dict[str, Any]] = [{"seed": 4}, {"design": "paired"}, {"fill": "mean"}]
+    upstream: list[dict[str, Any]] = [{"seed": 4}, {"design": "paired"}, {"fill": Mean()}]
     for change in upstream:
         asked = lime.model_copy(update=change).attribute(model, masked, store=store)
         assert asked.extras["n_asked"] > 0, change

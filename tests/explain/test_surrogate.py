@@ -14,7 +14,7 @@ from sklearn.metrics import pairwise_distances
 from torch import nn
 
 from raybench.data.preprocess import resize_gray
-from raybench.explain import Lime, Quickshift
+from raybench.explain import Lime, Quickshift, RidgeSurrogate
 from raybench.explain.perturbation import Keep
 from raybench.explain.surrogate import Floats, cosine_distance, kernel, ridge
 from raybench.models.classifier import Classifier
@@ -107,7 +107,7 @@ def test_effects_of_an_additive_classifier_are_recovered(xray: ChestXray) -> Non
     assert default.extras["r2"] > 0.99
     np.testing.assert_array_equal(default.values, weights.astype(np.float32)[labels])
 
-    bare = Lime(n_samples=400, alpha=0, superpixels=fine)
+    bare = Lime(n_samples=400, surrogate=RidgeSurrogate(alpha=0), superpixels=fine)
     exact = bare.attribute(model, image, target=1).extras["weights"]
     np.testing.assert_allclose(exact, effects, atol=1e-5)
     other = bare.attribute(model, image, target=0).extras["weights"]

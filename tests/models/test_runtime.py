@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -85,19 +86,50 @@ def question(n: int = 20, size: tuple[int, int] = (64, 64), seed: int = 0) -> Qu
     n=st.integers(1, 12),
     batch_size=st.integers(1, 7),
     size=st.sampled_from([(64, 64), (96, 80), (40, 64), (64, 100), (33, 47)]),
-    black=st.booleans(),
+    n_fills=st.sampled_from([0, 1, 1, 3]),
     seed=st.integers(0, 999),
 )
 def test_composed_answers_are_those_to_the_rendered_images_to_the_bit(
-    net: nn.Module, n: int, batch_size: int, size: tuple[int, int], black: bool, seed: int
+    net: nn.Module, n: int, batch_size: int, size: tuple[int, int], n_fills: int, seed: int
 ) -> None:
+    """Black, one image, or three that take turns."""
     classifier = Classifier(net, (64, 64), runtime=Runtime(batch_size=batch_size))
     image, fill, superpixels, keep = question(n, size, seed)
-    fill = np.zeros_like(image) if black else fill
-    found = classifier.predict_perturbed(image, fill, superpixels, keep)
-    expected = classifier.predict(render(image, fill, superpixels, keep))
+    fills = np.stack([fill * n_fills, fill + 9, fill // 2])[: max(n_fills, 1)]
+    which = np.random.default_rng(seed).integers(0, len(fills), n) if n_fills > 1 else None
+    found = classifier.predict_perturbed(image, fills, superpixels, keep, which)
+    expected = classifier.predict(render(image, fills, superpixels, keep, which))
     assert (found.dtype, found.shape) == (np.float32, (n, 3))
     np.testing.assert_array_equal(found, expected)
+
+
+def shares(n: int, size: tuple[int, int], device: str = "cpu") -> torch.Tensor:
+    """How much of each pixel is shown: all, nothing, and anything between."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand((n, *size), generator=generator)
+    drawn[0], drawn[1] = 1, 0
+    return drawn.to(device)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 80), (40, 64)])
+def test_blends_are_those_of_grey_levels(net: nn.Module, size: tuple[int, int]) -> None:
+    classifier = Classifier(net, (64, 64), runtime=Runtime(batch_size=3))
+    image, fill, _, _ = question(1, size)
+    shown = shares(8, size)
+    found = classifier.predict_blended(image, fill, 8, lambda start, stop: shown[start:stop])
+    weight = shown.double().numpy()
+    rows, columns = resize_matrices(size, (64, 64))
+    grey = rows @ (weight * image + (1 - weight) * fill) @ columns
+    batch = (grey[:, None] - classifier._mean.numpy()) / classifier._std.numpy()
+    with torch.no_grad():
+        expected = torch.softmax(classifier.net(torch.from_numpy(batch).float()), dim=1)
+    assert (found.dtype, found.shape) == (np.float32, (8, 3))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(found, axis=0).max() > 1e-2
+    if size == (64, 64):  # at the ends a blend is the image or the fill itself
+        np.testing.assert_allclose(
+            found[:2], classifier.predict(np.stack([image, fill])), atol=1e-6
+        )
 
 
 def test_answers_differ_between_perturbations(net: nn.Module) -> None:
@@ -109,7 +141,7 @@ def test_answers_differ_between_perturbations(net: nn.Module) -> None:
 def test_a_batch_is_composed_channels_last_and_whole() -> None:
     image, fill, superpixels, keep = question(5, (8, 6))
     tensors = [torch.from_numpy(a)[None, None].expand(1, 3, 8, 6) for a in (image, fill)]
-    batch = Composer(tensors[0], tensors[1], superpixels, keep)(1, 4)
+    batch = Composer(torch.cat(tensors), superpixels, keep)(1, 4)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     expected = render(image, fill, superpixels, keep[1:4])
     for channel in range(3):
@@ -139,7 +171,8 @@ def test_resizing_on_the_device_is_that_of_the_host(net: nn.Module) -> None:
     """The GPU's way, on CPU tensors, at the study's 256 against 224."""
     classifier = Classifier(net, (224, 224))
     image, fill, superpixels, keep = question(6, (256, 256))
-    found = classifier._resizing(image, fill, superpixels, keep)(1, 6)
+    both = np.stack([image, fill])
+    found = classifier._resizing(both, superpixels, keep, None)(1, 6)
     expected = classifier.prepare(render(image, fill, superpixels, keep[1:6]))
     level = classifier.prepare(np.ones((1, 224, 224), np.uint8)) - classifier.prepare(
         np.zeros((1, 224, 224), np.uint8)
@@ -171,6 +204,39 @@ def test_arrays_that_do_not_fit_are_refused(
     arrays[at] = value
     with pytest.raises(ModelError, match=said):
         Classifier(net, (64, 64)).predict_perturbed(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("n_fills", "which", "said"),
+    [
+        (2, None, "which: expected the fill of each row, for there are 2"),
+        (2, np.zeros(3, np.intp), r"which: expected whole numbers \[4\], found int64 \[3\]"),
+        (2, np.zeros(4), "which: expected whole numbers"),
+        (2, np.array([0, 1, 2, 0]), "which: expected 0 to 1, found 0 to 2"),
+        (1, np.array([0, 0, -1, 0]), "which: expected 0 to 0, found -1 to 0"),
+    ],
+)
+def test_a_fill_that_is_not_there_is_refused(
+    net: nn.Module, n_fills: int, which: np.ndarray | None, said: str
+) -> None:
+    image, fill, superpixels, keep = question(4)
+    with pytest.raises(ModelError, match=said):
+        Classifier(net, (64, 64)).predict_perturbed(
+            image, np.stack([fill] * n_fills), superpixels, keep, which
+        )
+
+
+def test_features_are_timms_and_a_network_without_them_is_refused(net: nn.Module) -> None:
+    image = question()[0]
+    classifier = Classifier(net, (64, 64), runtime=Runtime(batch_size=2))
+    found = classifier.embed(np.stack([image, image // 2, image]))
+    with torch.no_grad():
+        prepared = classifier.prepare(np.stack([image, image // 2]))
+        expected = net.forward_head(net.forward_features(prepared), pre_logits=True)
+    np.testing.assert_allclose(found[:2], expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[0], found[2])
+    with pytest.raises(ModelError, match="embedding: pixels"):
+        Classifier(nn.Flatten(), (64, 64)).embed(image[None])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
@@ -371,6 +437,10 @@ def test_a_runtime_refuses_what_it_does_not_know(settings_: dict[str, object], s
         Runtime(**settings_)  # type: ignore[arg-type]
 
 
+def _part(drawn: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return drawn[start:stop]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(64, 64), (96, 80)])
 def test_a_gpu_answers_as_a_cpu_does(size: tuple[int, int]) -> None:
@@ -381,6 +451,11 @@ def test_a_gpu_answers_as_a_cpu_does(size: tuple[int, int]) -> None:
     atol = 1e-3 if size == (64, 64) else 0.02
     np.testing.assert_allclose(classifier.predict_perturbed(*asked), expected, atol=atol)
     assert classifier.batch_size >= 16
+    blended = [
+        model.predict_blended(*asked[:2], 9, partial(_part, shares(9, size, model.device.type)))
+        for model in (Classifier(steep(), (64, 64)), classifier)
+    ]
+    np.testing.assert_allclose(blended[1], blended[0], atol=1e-3)
     rough = Classifier(steep(), (64, 64), device="cuda", runtime=Runtime(precision="bfloat16"))
     np.testing.assert_allclose(rough.predict_perturbed(*asked), expected, atol=0.05)
 

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import median_filter
 
-from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold, min_max
+from raybench.scoring.binarise import (
+    CANDIDATES,
+    binarise,
+    choose_threshold,
+    min_max,
+    oriented,
+)
 from raybench.scoring.overlap import iou
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
@@ -123,3 +129,17 @@ def test_what_is_refused() -> None:
         choose_threshold([values], [mask.astype(np.uint8)])
     with pytest.raises(ValueError, match="candidates"):
         choose_threshold([values], [mask], candidates=())
+
+
+@settings(deadline=None)
+@given(MAPS)
+def test_what_speaks_for_and_what_speaks_against(values: np.ndarray) -> None:
+    """The two parts never overlap, and together are the map."""
+    pro, contra = oriented(values, "for"), oriented(values, "against")
+    assert pro.min() >= 0
+    assert contra.min() >= 0
+    assert not (pro * contra).any()
+    assert np.array_equal(pro - contra, values)
+    assert np.array_equal(pro + contra, oriented(values, "absolute"))
+    assert oriented(values, "both") is values
+    assert np.array_equal(oriented(-values, "for"), contra)

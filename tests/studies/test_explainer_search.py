@@ -21,13 +21,14 @@ from raybench.explain import GradCam, Lime, WholeLung
 from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.models.build import build
 from raybench.models.classifier import Card, save_checkpoint
-from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold
+from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold, oriented
 from raybench.scoring.overlap import iou
 from raybench.scoring.selection import left_out_score, on_front, winner
 from raybench.settings import Choice, Range, Settings
 from raybench.studies.context import Context, Winners, explained_images
 from raybench.studies.explain_stage import Item, job_of
 from raybench.studies.judging_settings import Judge
+from raybench.studies.material import Material
 from raybench.studies.plan import make_plan, plan_lines
 from raybench.studies.search_stage import search
 from raybench.studies.tried import Tried
@@ -38,8 +39,8 @@ from raybench.types import Arrays, Question, Unit
 SIZES = {"t0": (64, 64)}
 LIME = {
     "n_samples": {"choices": [20, 33, 50]},
-    "kernel_width": {"low": 0.05, "high": 5.0, "log": True},
-    "alpha": {"low": 0.001, "high": 100, "log": True},
+    "surrogate.kernel_width": {"low": 0.05, "high": 5.0, "log": True},
+    "surrogate.alpha": {"low": 0.001, "high": 100, "log": True},
     "clip_to_lungs": {"choices": [False, True]},
     "median_filter": {"choices": [0, 5]},
     "threshold_rule": {"choices": ["val", "fixed"]},
@@ -122,7 +123,11 @@ def test_every_explainer_has_its_trials_and_a_winner_under_its_own_title(
         ("t0", "grad_cam"): list(range(13)),
     }
     own = json.loads(table[(table.explainer == "lime") & (table.number == 0)].parameters.iloc[0])
-    assert (own["n_samples"], own["kernel_width"], own["threshold_rule"]) == (50, 0.25, "val")
+    assert (own["n_samples"], own["surrogate.kernel_width"], own["threshold_rule"]) == (
+        50,
+        0.25,
+        "val",
+    )
     assert [w.explainer.title for w in winners["t0"]] == ["lime_tuned", "grad_cam_tuned"]
     won = table[table.winner].set_index("explainer")
     assert len(won) == 3
@@ -132,7 +137,9 @@ def test_every_explainer_has_its_trials_and_a_winner_under_its_own_title(
     assert table.val_iou_cv.notna().sum() == 3
     lime = winners["t0"][0].explainer
     assert isinstance(lime, Lime)
-    assert lime.kernel_width == json.loads(won.parameters["lime"])["kernel_width"]
+    assert (
+        lime.surrogate.kernel_width == json.loads(won.parameters["lime"])["surrogate.kernel_width"]
+    )
     assert (lime.chunk, lime.name) == (16, "lime")
 
 
@@ -205,7 +212,7 @@ def test_settings_that_need_no_new_answer_cost_no_pass_and_score_as_the_sweep_sc
 ) -> None:
     context, pool = context_at(tmp_path), Counted(checkpoint)
     truths = load_truths(context, ["Val"])
-    judge = Judge(context, RememberingPool(pool), "t0", truths, SIZES, None)
+    judge = Judge(context, RememberingPool(pool), "t0", truths, Material(context, SIZES), None)
     search_settings = context.config.explainer_search
     assert search_settings is not None
     space = Space.of(context.config.explain.explainers[0], search_settings.explainers["lime"])
@@ -218,25 +225,29 @@ def test_settings_that_need_no_new_answer_cost_no_pass_and_score_as_the_sweep_sc
     rng = np.random.default_rng(0)
     for rule in ("val", "fixed"):
         drawn = {"n_samples": 33, "median_filter": 5, "threshold_rule": rule}
-        drawn |= {"kernel_width": rng.uniform(0.1, 2), "alpha": rng.uniform(0, 2)}
+        drawn |= {"surrogate.kernel_width": rng.uniform(0.1, 2), "surrogate.alpha": 0.3}
         drawn |= {"clip_to_lungs": rule == "val", "threshold": rng.uniform(0.1, 0.5)}
         candidate = space.resolve(drawn)
         judged = judge.judge(candidate)
         assert (pool.n_units, judge.n_asked) == (n_units, asked)
         _expect_scores(context, Counted(checkpoint), candidate, judged.curves)
-    cam = Judge(context, RememberingPool(pool), "t0", truths, SIZES, None)
+    cam = Judge(context, RememberingPool(pool), "t0", truths, Material(context, SIZES), None)
     cams = Space.of(GradCam())
     cam.judge(cams.own())
     n_units = pool.n_units
-    cam.judge(cams.resolve({"clip_to_lungs": True, "median_filter": 3, "threshold_rule": "val"}))
+    cam.judge(
+        cams.resolve(
+            {"sign": "against", "clip_to_lungs": True, "median_filter": 3, "threshold_rule": "val"}
+        )
+    )
     assert pool.n_units == n_units
 
 
 def _expect_scores(context: Context, pool: Counted, candidate: Any, curves: np.ndarray) -> None:
     """The curves against maps made as the explain stage does, and the score stage's functions."""
     explainer, val = candidate.explainer, context.explained["Val"]
-    jobs = [job_of(context, Item("t0", explainer, record), SIZES) for record in val]
-    maps = [outcome.result.values for outcome in run_jobs(jobs, pool)]
+    jobs = [job_of(Material(context, SIZES), Item("t0", explainer, record)) for record in val]
+    maps = [oriented(outcome.result.values, explainer.sign) for outcome in run_jobs(jobs, pool)]
     xrays = [context.dataset.load(record) for record in val]
     truths = [xray.infection_mask for xray in xrays]
     clips = [xray.lung_mask if explainer.clip_to_lungs else None for xray in xrays]
@@ -279,15 +290,21 @@ class Toy(WholeLung):
 def test_what_only_one_kind_has_is_drawn_only_for_it() -> None:
     space = Space.of(Toy(parts=Fine(side=3)), with_lungs=False)
     kinds = ["parts.fine.side", "parts.coarse.n"]
-    assert list(space.domains)[:4] == ["median_filter", "threshold_rule", "parts", "steps"]
-    assert list(space.domains)[4:] == ["threshold", *kinds]
-    values = {"median_filter": 0, "threshold_rule": "val", "steps": 2, "threshold": 0.7}
+    assert list(space.domains)[:3] == ["sign", "median_filter", "threshold_rule"]
+    assert list(space.domains)[3:] == ["parts", "steps", "threshold", *kinds]
+    values = {
+        "sign": "for",
+        "median_filter": 0,
+        "threshold_rule": "val",
+        "steps": 2,
+        "threshold": 0.7,
+    }
     values |= {"parts.coarse.n": 7, "parts.fine.side": 2}
     coarse = space.resolve(values | {"parts": "coarse"})
-    assert coarse.explainer == Toy(parts=Coarse(n=7), steps=2)
+    assert coarse.explainer == Toy(parts=Coarse(n=7), steps=2, sign="for")
     assert set(coarse.parameters) == {*values, "parts"} - {"threshold", "parts.fine.side"}
     fixed = space.resolve(values | {"parts": "fine", "threshold_rule": "fixed"})
-    assert fixed.explainer == Toy(parts=Fine(side=2), steps=2, threshold=0.7)
+    assert fixed.explainer == Toy(parts=Fine(side=2), steps=2, threshold=0.7, sign="for")
     assert space.own().explainer == Toy(parts=Fine(side=3))  # the file's, not the kind's default
     assert space.holds_own()
     assert not Space.of(Toy(steps=12)).holds_own()
@@ -399,7 +416,7 @@ WRONG = [
     ("explainer_search.n_trial", "3", "explainer_search.n_trial: not a setting; did you mean n_tr"),
     ("explainer_search.n_trials", "0", "explainer_search.n_trials: expected a number of at least"),
     (f"{AT}.lim.alpha", "{low: 1, high: 2}", f"{AT}.lim: no such explainer; did you mean lime?"),
-    (f"{AT}.lime.kernel_with", "{low: 1, high: 2}", "of lime; did you mean kernel_width?"),
+    (f"{AT}.lime.surrogate.kernel_with", "{low: 1, high: 2}", "mean surrogate.kernel_width?"),
     (f"{AT}.lime.superpixels.rato", "{choices: [0.1]}", "did you mean superpixels.ratio?"),
     (f"{AT}.lime.name", "{choices: [a]}", f"{AT}.lime.name: not a setting of lime; choose"),
     (f"{AT}.lime.n_samples", "{low: 5, high: 20}", "n_samples: expected a number of at least 10,"),
@@ -414,7 +431,7 @@ WRONG = [
     (f"{AT}.lime", "100", f"{AT}.lime: expected keys and values, each {{low:"),
     (f"{AT}.lime.median_filter", "{low: 0, high: 9}", "median_filter: must be odd or 0, found 2"),
     (f"{AT}.lime.design", "{low: 0, high: 4}", "design: expected {choices: [...]}, found a range"),
-    (f"{AT}.lime.design", "{choices: [paired, pared]}", "or 'completed', found 'pared'"),
+    (f"{AT}.lime.design", "{choices: [paired, pared]}", "found 'pared'"),
     (f"{AT}.lime.superpixels.ratio", "{low: 0.5, high: 2}", f"{AT}.lime.superpixels.ratio: expe"),
     (
         f"{AT}.lime.threshold_rule",
@@ -452,5 +469,5 @@ def test_the_plan_says_how_many_settings_and_at_most_how_many_passes(tmp_path: P
     assert (plan.n_settings, plan.n_forward_search) == (39, (13 * 3 + 2) * (50 + 1))
     text = "\n".join(plan_lines(plan))
     assert "13 of each on 3 Val images, 39 in all" in text
-    assert "lime (at most 50 forward passes an image): n_samples, kernel_width" in text
+    assert "lime (at most 50 forward passes an image): n_samples, clip_to_lungs" in text
     assert "at most 2,091 more forward passes" in text

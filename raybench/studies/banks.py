@@ -1,0 +1,115 @@
+"""Banks of neighbours: Train's images by what a model makes of them, for KP-LIME and K*LIME."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybench.data.preprocess import resize_gray
+from raybench.errors import ExecutionError
+from raybench.executor import Job, Pool, run_jobs
+from raybench.explain.fills import Neighbour
+from raybench.explain.neighbours import Bank, pixel_features
+from raybench.models.predict import Batch, Embed
+from raybench.studies.context import Context, progress_bar
+from raybench.types import Gray, Mask, XrayRecord
+
+_BATCH = 32
+_IN_MEMORY = 128
+"""Train images kept decoded: those that are near to one image are near to others."""
+
+_Features = dict[str, NDArray[np.float32]]
+
+
+class Banks:
+    """Neighbours of the images that are explained, for each model.
+
+    Features are asked for once, in `prepare`, before any image is explained; they cost a forward
+    pass for each image of Train and each explained one, and are kept in the store of answers.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._train = context.of("Train")
+        self._features: dict[str, _Features] = {}
+        self._load = lru_cache(maxsize=_IN_MEMORY)(self._decode)
+
+    def prepare(
+        self, pool: Pool, trial_id: str, size: tuple[int, int], fills: Iterable[Neighbour]
+    ) -> None:
+        """Look at all images with every embedding that a trial's fills ask for.
+
+        Args:
+            size: `(height, width)` that the trial's model takes.
+
+        Raises:
+            ExecutionError: the model has no features to give.
+        """
+        embeddings = {fill.embedding for fill in fills}
+        if "pixels" in embeddings and "" not in self._features:
+            self._features[""] = {
+                record.image_id: pixel_features([self._image(record)])[0] for record in self._all
+            }
+        if "features" in embeddings and trial_id not in self._features:
+            self._features[trial_id] = self._ask(pool, trial_id, size)
+
+    def near(
+        self, trial_id: str, record: XrayRecord, image: Gray, lungs: Mask | None, fill: Neighbour
+    ) -> NDArray[np.uint8]:
+        """The neighbours that a fill shows in an image, laid over it, uint8 `[n, h, w]`.
+
+        Args:
+            image: uint8 `[h, w]`, on the grid where it is perturbed.
+
+        Raises:
+            ExplainError: Train has too few images of other patients.
+        """
+        features = self._features["" if fill.embedding == "pixels" else trial_id]
+        bank = Bank(
+            np.stack([features[r.image_id] for r in self._train]),
+            lambda number: self._load(self._train[number]),
+            [r.label for r in self._train],
+            [r.patient for r in self._train],
+        )
+        feature = features[record.image_id]
+        return bank.neighbours(image, lungs, feature, fill.n, record.patient, fill.among)
+
+    @property
+    def _all(self) -> Sequence[XrayRecord]:
+        explained = self._context.explained
+        return [*self._train, *explained["Val"], *explained["Test"]]
+
+    def _ask(self, pool: Pool, trial_id: str, size: tuple[int, int]) -> _Features:
+        records = self._all
+        bar = progress_bar(len(records), f"neighbours of {trial_id}", "image")
+        found: _Features = {}
+        try:
+            jobs = self._jobs(trial_id, size, records)
+            for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
+                if outcome.error is not None:
+                    raise ExecutionError(f"features of {trial_id}: {outcome.error}")
+                assert isinstance(outcome.key, tuple)
+                found |= dict(zip(outcome.key, outcome.result, strict=True))
+        finally:
+            bar.close()
+        return found
+
+    def _jobs(
+        self, trial_id: str, size: tuple[int, int], records: Sequence[XrayRecord]
+    ) -> Iterator[Job]:
+        feed = iter(records)
+        while batch := list(islice(feed, _BATCH)):
+            pixels = np.stack([resize_gray(self._image(record), size) for record in batch])
+            names = tuple(record.image_id for record in batch)
+            yield Job(names, Embed(), Batch(names, pixels), trial_id)
+
+    def _image(self, record: XrayRecord) -> Gray:
+        return self._decode(record)[0]
+
+    def _decode(self, record: XrayRecord) -> tuple[Gray, Mask | None]:
+        xray = self._context.dataset.load(record)
+        return self._context.config.preprocess.apply(xray), xray.lung_mask
