@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,6 +16,7 @@ from raybench.explain.base import Explainer, joined, need_classifier, target_cla
 from raybench.explain.fills import AnyWholeFill, Black, one_image
 from raybench.explain.perturbation import Keep
 from raybench.models.classifier import Classifier
+from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Gray, Question, Subject, Unit
 
 _NOTHING = -1
@@ -33,6 +34,8 @@ class Occlusion(Explainer):
 
     A window in which image and fill are the same changes nothing: it is not asked, its drop is 0.
     """
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {"window": Choice(choices=(2, 4, 6))}
 
     name: Literal["occlusion"] = "occlusion"
     cells: int = Field(28, ge=1, le=224, description="of the grid, along each side: the stride")

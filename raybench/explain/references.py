@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,11 @@ class CentrePrior(_Reference):
     """
 
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
-        "sigma": Range(low=0.1, high=1.0, log=True)
+        "learned": Choice(choices=(True, False)),
+        "sigma": Range(low=0.1, high=1.0, log=True),
+    }
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "sigma": ("learned", (False,))
     }
 
     name: Literal["centre_prior"] = "centre_prior"

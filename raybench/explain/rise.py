@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from raybench.explain.base import Explainer, joined, need_classifier, target_cla
 from raybench.explain.fills import AnyWholeFill, Black, one_image
 from raybench.explain.soft_masks import SoftMasks
 from raybench.models.classifier import Classifier
+from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
 
 
@@ -32,6 +33,11 @@ class Rise(Explainer):
     Masks are soft, so what is shown is `M_i * image + (1 - M_i) * fill` in grey levels, not
     rounded; with the paper's fill (black after normalisation) the second term would be nothing.
     """
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "n_masks": Choice(choices=(500, 1000, 2000, 4000)),
+        "coverage": Choice(choices=("expected", "observed")),
+    }
 
     name: Literal["rise"] = "rise"
     n_masks: int = Field(4000, ge=10, le=1_000_000, description="masks, a forward pass each")
