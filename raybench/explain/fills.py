@@ -7,7 +7,8 @@ on the image alone and not on the keep-vector, so that a perturbed image is comp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raybench.errors import ExplainError
-from raybench.settings import Settings, named
+from raybench.settings import Choice, Range, Settings, named
 from raybench.types import Subject
 
 Regions = NDArray[np.int32]
@@ -77,6 +78,10 @@ class Mean(_Fill):
 
 class Blur(_Fill):
     """The image through a Gaussian filter: large shapes stay, texture goes."""
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "sigma": Choice(choices=(0.02, 0.05, 0.1))
+    }
 
     name: Literal["blur"] = "blur"
     sigma: float = Field(
@@ -182,6 +187,14 @@ class Neighbour(_Fill):
     is lit and the neighbour's lungs do not reach, its nearest lung pixel stands
     (`explain/neighbours.py`). See docs/explainers.md for the definition and what it costs.
     """
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "n": Choice(choices=(1, 3, 5, 10)),
+        "combine": Choice(choices=("turns", "mean")),
+    }
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "combine": ("n", (3, 5, 10)),
+    }
 
     name: Literal["neighbour"] = "neighbour"
     n: int = Field(1, ge=1, le=64, description="neighbours; more than one is K*LIME")

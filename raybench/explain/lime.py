@@ -38,8 +38,9 @@ class Lime(Explainer):
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
         "n_samples": Choice(choices=(64, 128, 256, 448)),
         "design": Choice(choices=("independent", "paired", "orthogonal", "completed")),
-        "superpixels": Choice(choices=("quickshift", "slic", "grid")),
-        "fill": Choice(choices=("black", "mean", "blur")),
+        "superpixels": Choice(choices=("quickshift", "slic", "felzenszwalb", "watershed", "grid")),
+        "fill": Choice(choices=("black", "mean", "blur", "inpaint", "noise", "neighbour")),
+        "surrogate": Choice(choices=("ridge", "bayesian_ridge")),
     }
     search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
         "completions": ("design", ("completed",)),

@@ -35,7 +35,11 @@ class Occlusion(Explainer):
     A window in which image and fill are the same changes nothing: it is not asked, its drop is 0.
     """
 
-    search_space: ClassVar[Mapping[str, Range | Choice]] = {"window": Choice(choices=(2, 4, 6))}
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "cells": Choice(choices=(14, 28)),
+        "window": Choice(choices=(2, 4, 6)),
+        "fill": Choice(choices=("black", "blur", "neighbour")),
+    }
 
     name: Literal["occlusion"] = "occlusion"
     cells: int = Field(28, ge=1, le=224, description="of the grid, along each side: the stride")

@@ -130,6 +130,10 @@ class Edges(_Reference):
     looks at the lungs' own pixels alone, and a pixel that touches the outline has no edge.
     """
 
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "smoothing": Choice(choices=(0.0, 1.0, 2.0, 4.0))
+    }
+
     name: Literal["edges"] = "edges"
     smoothing: float = Field(
         1.0, ge=0, le=50, description="deviation of a Gaussian beforehand, pixels; 0: none"

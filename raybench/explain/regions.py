@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from pydantic import Field
 from skimage.measure import label
 
 from raybench.errors import ExplainError
-from raybench.settings import Settings
+from raybench.settings import Choice, Range, Settings
 from raybench.types import Gray, Mask
 
 Labels = NDArray[np.int32]
@@ -25,6 +27,10 @@ _LIBRARY = f"scikit-image {version('scikit-image')}"
 
 class Superpixels(Settings):
     """How an image is cut into regions."""
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        "confine": Choice(choices=(False, True))
+    }
 
     confine: bool = Field(
         False,

@@ -36,7 +36,10 @@ class Rise(Explainer):
 
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
         "n_masks": Choice(choices=(500, 1000, 2000, 4000)),
+        "cells": Choice(choices=(5, 7, 10)),
+        "keep": Choice(choices=(0.25, 0.5)),
         "coverage": Choice(choices=("expected", "observed")),
+        "fill": Choice(choices=("black", "blur", "neighbour")),
     }
 
     name: Literal["rise"] = "rise"

@@ -25,13 +25,16 @@ from raybench.settings import Choice, Domain, Range, Settings
 Rule = Literal["fixed", "val"]
 
 OF_ANY_MAP: Mapping[str, Range | Choice] = {
-    "sign": Choice(choices=("both", "for", "against")),
+    "sign": Choice(choices=("both", "for", "against", "absolute")),
     "clip_to_lungs": Choice(choices=(False, True)),
     "median_filter": Choice(choices=(0, 3, 5, 9, 15)),
     RULE: Choice(choices=("val", "fixed")),
     "threshold": Range(low=0.05, high=0.95),
 }
 """Searched for every explainer."""
+
+NEED_LUNGS = ("clip_to_lungs", "confine")
+"""Settings that are of no use without lung masks."""
 
 _IF = {"threshold": (RULE, ("fixed",))}
 
@@ -119,7 +122,8 @@ class Space:
         """
         found = default_space(explainer) if named is None else dict(named)
         if named is None and not with_lungs:
-            del found["clip_to_lungs"]
+            for path in [p for p in found if p.rpartition(".")[2] in NEED_LUNGS]:
+                del found[path]
         conditions = _conditions(explainer)
         order = sorted(found, key=lambda path: (path.count("."), path in conditions))
         return cls(explainer, {path: found[path] for path in order})

@@ -22,6 +22,7 @@ class Quickshift(Superpixels):
 
     # Few values: with every other one the model is asked anew.
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        **Superpixels.search_space,
         "kernel_size": Choice(choices=(3.0, 4.0, 6.0)),
         "ratio": Choice(choices=(0.2, 0.5)),
     }
@@ -47,7 +48,8 @@ class Slic(Superpixels):
     """SLIC (Achanta et al. 2012): k-means in lightness and place from a grid of seeds."""
 
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
-        "n_segments": Choice(choices=(30, 50, 100))
+        **Superpixels.search_space,
+        "n_segments": Choice(choices=(30, 50, 100)),
     }
 
     name: Literal["slic"] = "slic"
@@ -70,6 +72,11 @@ class Slic(Superpixels):
 class Felzenszwalb(Superpixels):
     """Felzenszwalb and Huttenlocher 2004: a forest on the pixels, cut where contrast is high."""
 
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        **Superpixels.search_space,
+        "scale": Choice(choices=(30.0, 100.0, 300.0)),
+    }
+
     name: Literal["felzenszwalb"] = "felzenszwalb"
     scale: float = Field(100.0, gt=0, description="the higher, the larger the regions")
     sigma: float = Field(0.8, ge=0, description="of a Gaussian beforehand, pixels; 0: none")
@@ -85,6 +92,11 @@ class Felzenszwalb(Superpixels):
 
 class CompactWatershed(Superpixels):
     """Compact watershed (Neubert and Protzel 2014) of the Sobel gradient, from a grid of seeds."""
+
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        **Superpixels.search_space,
+        "n_segments": Choice(choices=(30, 50, 100)),
+    }
 
     name: Literal["watershed"] = "watershed"
     n_segments: int = Field(50, ge=1, le=10_000, description="superpixels, about")
@@ -102,7 +114,10 @@ class CompactWatershed(Superpixels):
 class Grid(Superpixels):
     """Rectangles of equal size, to within a pixel: what superpixels look like without an image."""
 
-    search_space: ClassVar[Mapping[str, Range | Choice]] = {"cells": Choice(choices=(6, 8, 12))}
+    search_space: ClassVar[Mapping[str, Range | Choice]] = {
+        **Superpixels.search_space,
+        "cells": Choice(choices=(6, 8, 12)),
+    }
 
     name: Literal["grid"] = "grid"
     cells: int = Field(8, ge=1, le=100, description="along each side")

@@ -16,6 +16,7 @@ from raybench.data.scan import Scan, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
 from raybench.explain import Explainer
+from raybench.explain.spaces import NEED_LUNGS
 from raybench.models.backbones import module_at
 from raybench.models.build import build
 from raybench.models.runtime import check_backend
@@ -101,8 +102,7 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
     needs_lungs = config.preprocess.lung_masking or any(
-        explainer.needs_lungs or _is_clipped_in_search(config, explainer)
-        for explainer in config.explain.explainers
+        e.needs_lungs or _needs_lungs_in_search(config, e) for e in config.explain.explainers
     )
     bar = progress_bar(len(records), "checking images", "image")
     try:
@@ -123,10 +123,11 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     return found
 
 
-def _is_clipped_in_search(config: SweepConfig, explainer: Explainer) -> bool:
-    """Whether the sweep file itself names clipping among what is searched of an explainer."""
+def _needs_lungs_in_search(config: SweepConfig, explainer: Explainer) -> bool:
+    """Whether the sweep file itself names what needs lungs among what is searched."""
     search = config.explainer_search
-    return search is not None and "clip_to_lungs" in search.explainers.get(explainer.title, {})
+    named = {} if search is None else search.explainers.get(explainer.title, {})
+    return any(path.rpartition(".")[2] in NEED_LUNGS for path in named)
 
 
 def _check_tracking(config: SweepConfig, resume: bool) -> None:
