@@ -92,14 +92,16 @@ def _truths(context: Context) -> dict[str, _Truth]:
     found: dict[str, _Truth] = {}
     for records in context.explained.values():
         for record in records:
-            xray = context.dataset.load(record)
+            xray = context.source.load(record)
             assert xray.infection_mask is not None
-            found[record.image_id] = _Truth(xray.infection_mask, xray.lung_mask, record.label)
+            found[record.image_id] = _Truth(
+                xray.infection_mask, xray.lung_mask, context.class_of(record)
+            )
     return found
 
 
 def _predicted(context: Context) -> dict[tuple[str, str], str]:
-    frame = context.run.read("predictions")
+    frame = context.run.read("predictions" if context.other is None else "predictions_explained")
     keys = zip(frame.trial_id, frame.image_id, strict=True)
     return dict(zip(keys, frame.predicted, strict=True))
 
