@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raybench.config_errors import is_family, problems_of
 from raybench.config_search import search_problems
-from raybench.data import DatasetSettings, Folder, Phantom
+from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
 from raybench.executor import Execution
@@ -146,6 +146,20 @@ class SweepConfig(Settings):
                 raise ValueError("\n".join(problems))
         return search
 
+    @model_validator(mode="after")
+    def _lungs(self) -> Self:
+        inner = self.data.explain
+        if (
+            self.preprocess.lung_masking
+            and isinstance(inner, CheXlocalize)
+            and inner.lung_masks is None
+        ):
+            raise ValueError(
+                "preprocess.lung_masking: CheXlocalize has no lung masks: set it false, or "
+                "name a folder of them in data.explain.lung_masks"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that name what is computed; where it runs does not enter."""
@@ -154,9 +168,9 @@ class SweepConfig(Settings):
 
     def located(self) -> SweepConfig:
         """The same with absolute local paths: workers do not stand in this process's folder."""
-        data = self.data
-        if not isinstance(data, Phantom):
-            data = data.model_copy(update={"root": Storage(data.root).path()})
+        data = _located(self.data)
+        if data.explain is not None:
+            data = data.model_copy(update={"explain": _located(data.explain)})
         recipes = tuple(
             r
             if r.weights in ("hub", "none")
@@ -169,6 +183,16 @@ class SweepConfig(Settings):
     def run_folder(self) -> str:
         """Where everything of this sweep lies."""
         return f"{self.output.rstrip('/')}/{self.name}"
+
+
+_AnyData = TypeVar("_AnyData", bound=Settings)
+
+
+def _located(data: _AnyData) -> _AnyData:
+    """A data set's settings with absolute local paths."""
+    paths = {key: getattr(data, key, None) for key in ("root", "lung_masks")}
+    found = {key: Storage(path).path() for key, path in paths.items() if path is not None}
+    return data.model_copy(update=found)
 
 
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:

@@ -75,7 +75,7 @@ def test_an_unknown_key_gets_its_path_and_the_nearest_name(base: Path, key: str,
 
 
 KINDS = ", ".join(m.model_fields["name"].default for m in get_args(get_args(AnyExplainer)[0]))
-DATA = "covid_qu_ex, folder, phantom"
+DATA = "chexlocalize, covid_qu_ex, folder, phantom"
 TARGETS = "expected one of predicted, true, COVID-19, Non-COVID, Normal"
 DOMAIN = "{low: ..., high: ...} or {choices: [...]}"
 LR = "backbones.0.phases.0.lr"
@@ -165,7 +165,7 @@ WRONG = [
     (
         "data",
         "{root: x}",
-        "data.name: required, and not there; choose covid_qu_ex, folder, phantom",
+        "data.name: required, and not there; choose chexlocalize, covid_qu_ex, folder, phantom",
     ),
     (
         "data",

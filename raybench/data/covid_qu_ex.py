@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,8 @@ class CovidQuEx(Settings):
     for a sweep. An image's mask is None where the class has no such folder of masks in that split.
     Patients are known only where an `index.csv` at the root names them.
     """
+
+    least_classes: ClassVar[int] = 2
 
     name: Literal["covid_qu_ex"] = Field(description="the data set's kind")
     root: str = Field(
@@ -67,7 +69,7 @@ class CovidQuEx(Settings):
                 f"classes: expected names among {', '.join(KNOWN_CLASSES)}, "
                 f"found {', '.join(map(repr, unknown))}"
             )
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+        if len(self.classes) < self.least_classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(
                 f"classes: expected at least two different classes, found {list(self.classes)}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from functools import cached_property
-from typing import Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -30,6 +30,8 @@ class Folder(Settings):
     Test) are required; `lung_mask`, `infection_mask` and `patient` may be left out or empty; others
     are ignored. Paths are relative to the root and stay below it.
     """
+
+    least_classes: ClassVar[int] = 2
 
     name: Literal["folder"] = Field(description="the data set's kind")
     root: str = Field(min_length=1, description="folder or fsspec URL that holds the images")
@@ -100,7 +102,7 @@ class Folder(Settings):
         return load_files(Storage(self.root), record)
 
     def _class_problem(self, classes: tuple[str, ...]) -> str | None:
-        if len(classes) < 2 or len(set(classes)) < len(classes) or "" in classes:
+        if len(classes) < self.least_classes or len(set(classes)) < len(classes) or "" in classes:
             return f"classes: expected at least two different labels, found {list(classes)}"
         if self.infection_class not in classes:
             return (

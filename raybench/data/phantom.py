@@ -9,7 +9,7 @@ phantom before it fell ill). A `marker` adds a shortcut of known place.
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import cv2
 import numpy as np
@@ -45,6 +45,8 @@ class Phantom(Settings):
     at another `size` it is another picture of a similar body. Each phantom counts as a patient.
     """
 
+    least_classes: ClassVar[int] = 2
+
     name: Literal["phantom"] = Field(description="the data set's kind")
     n_train: int = Field(80, ge=1, description="images of each class in Train")
     n_val: int = Field(20, ge=1, description="images of each class in Val")
@@ -66,7 +68,7 @@ class Phantom(Settings):
 
     @model_validator(mode="after")
     def _usable_classes(self) -> Self:
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+        if len(self.classes) < self.least_classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(
                 f"classes: expected at least two different classes, found {list(self.classes)}"
             )

@@ -22,7 +22,7 @@ _BATCH = 32
 _IN_MEMORY = 128
 """Train images kept decoded: those that are near to one image are near to others."""
 
-_Features = dict[str, NDArray[np.float32]]
+_Features = dict[tuple[str, str], NDArray[np.float32]]
 
 
 class Banks:
@@ -52,7 +52,7 @@ class Banks:
         embeddings = {fill.embedding for fill in fills}
         if "pixels" in embeddings and "" not in self._features:
             self._features[""] = {
-                record.image_id: pixel_features([self._image(record)])[0] for record in self._all
+                _name(record): pixel_features([self._image(record)])[0] for record in self._all
             }
         if "features" in embeddings and trial_id not in self._features:
             self._features[trial_id] = self._ask(pool, trial_id, size)
@@ -70,12 +70,12 @@ class Banks:
         """
         features = self._features["" if fill.embedding == "pixels" else trial_id]
         bank = Bank(
-            np.stack([features[r.image_id] for r in self._train]),
+            np.stack([features[_name(r)] for r in self._train]),
             lambda number: self._load(self._train[number]),
             [r.label for r in self._train],
             [r.patient for r in self._train],
         )
-        feature = features[record.image_id]
+        feature = features[_name(record)]
         return bank.neighbours(image, lungs, feature, fill.n, record.patient, fill.among)
 
     @property
@@ -105,11 +105,18 @@ class Banks:
         while batch := list(islice(feed, _BATCH)):
             pixels = np.stack([resize_gray(self._image(record), size) for record in batch])
             names = tuple(record.image_id for record in batch)
-            yield Job(names, Embed(), Batch(names, pixels), trial_id)
+            yield Job(tuple(map(_name, batch)), Embed(), Batch(names, pixels), trial_id)
 
     def _image(self, record: XrayRecord) -> Gray:
         return self._decode(record)[0]
 
     def _decode(self, record: XrayRecord) -> tuple[Gray, Mask | None]:
-        xray = self._context.dataset.load(record)
+        # Train is the classifiers'; all others are explained.
+        of = self._context.dataset if record.split == "Train" else self._context.source
+        xray = of.load(record)
         return self._context.config.preprocess.apply(xray), xray.lung_mask
+
+
+def _name(record: XrayRecord) -> tuple[str, str]:
+    """Apart from that of another data set's image: of that no image is in Train."""
+    return record.split, record.image_id

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from raybench.config import SweepConfig
+from raybench.data.across import Explained
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.tracking.maps import NO_TRIAL
@@ -53,6 +54,7 @@ class Context:
     Attributes:
         records: all usable images, as the scan left them.
         explained: by split (Val, Test), the images with infection that are explained.
+        other: the data set that these are of, where it is not the classifiers'.
     """
 
     config: SweepConfig
@@ -60,6 +62,16 @@ class Context:
     dataset: Dataset
     records: tuple[XrayRecord, ...]
     explained: dict[Split, tuple[XrayRecord, ...]]
+    other: Explained | None = None
+
+    @property
+    def source(self) -> Dataset:
+        """What the explained images are read from."""
+        return self.dataset if self.other is None else self.other
+
+    def class_of(self, record: XrayRecord) -> str:
+        """The classifier's name for the class of an explained image."""
+        return record.label if self.other is None else self.other.mapped(record.label)
 
     def of(self, split: Split) -> tuple[XrayRecord, ...]:
         """The records of one split."""

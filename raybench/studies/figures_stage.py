@@ -101,7 +101,7 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
     maps = _rows(context, trial_id, [r.image_id for r in records])
     rows = []
     for record in records:
-        xray = context.dataset.load(record)
+        xray = context.source.load(record)
         image = context.config.preprocess.apply(xray)
         cells: list[PanelCell] = []
         for explainer in context.config.explain.explainers:

@@ -14,32 +14,40 @@ from raybench.executor import Job, Pool, run_jobs
 from raybench.models.predict import Batch, Predict
 from raybench.scoring.classification import classification_scores
 from raybench.studies.context import Context, progress_bar
-from raybench.types import Split, XrayRecord
+from raybench.types import Dataset, Split, XrayRecord
 
 _BATCH = 32
 
 
 def predict(
-    context: Context, pool: Pool, trials: Sequence[tuple[str, tuple[int, int]]], split: Split
+    context: Context,
+    pool: Pool,
+    trials: Sequence[tuple[str, tuple[int, int]]],
+    split: Split,
+    explained: bool = False,
 ) -> None:
     """Write the predictions of some trials on one split; those there already are left alone.
 
     Args:
         trials: trial id and input size of each.
+        explained: of the images that are explained, from the data set that these are of, into a
+            table of their own: its image ids may be those of the other data set's.
 
     Raises:
         ExecutionError: a batch failed; the message says why.
     """
-    done = context.run.read("predictions")
+    table = "predictions_explained" if explained else "predictions"
+    done = context.run.read(table)
     known = set() if done.empty else set(zip(done.trial_id, done.split, strict=True))
     todo = [(trial_id, size) for trial_id, size in trials if (trial_id, split) not in known]
     if not todo:
         return
-    records = context.of(split)
+    records = context.explained[split] if explained else context.of(split)
+    source = context.source if explained else context.dataset
     bar = progress_bar(len(todo) * len(records), f"predicting {split}", "image")
     try:
         for trial_id, size in todo:
-            jobs = _jobs(context, trial_id, size, records)
+            jobs = _jobs(context, source, trial_id, size, records)
             parts: dict[int, np.ndarray] = {}
             for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
                 if outcome.error is not None:
@@ -47,22 +55,26 @@ def predict(
                 assert isinstance(outcome.key, int)
                 parts[outcome.key] = outcome.result
             found = np.concatenate([parts[number] for number in sorted(parts)])
-            context.run.append("predictions", _frame(context, trial_id, records, found))
+            frame = _frame(context, trial_id, records, found)
+            if explained:
+                frame["label"] = [context.class_of(r) for r in records]
+            context.run.append(table, frame)
     finally:
         bar.close()
 
 
 def _jobs(
-    context: Context, trial_id: str, size: tuple[int, int], records: Sequence[XrayRecord]
+    context: Context,
+    source: Dataset,
+    trial_id: str,
+    size: tuple[int, int],
+    records: Sequence[XrayRecord],
 ) -> Iterator[Job]:
     feed = iter(records)
     number = 0
     while batch := list(islice(feed, _BATCH)):
         pixels = np.stack(
-            [
-                resize_gray(context.config.preprocess.apply(context.dataset.load(r)), size)
-                for r in batch
-            ]
+            [resize_gray(context.config.preprocess.apply(source.load(r)), size) for r in batch]
         )
         subject = Batch(tuple(r.image_id for r in batch), pixels)
         yield Job(number, Predict(), subject, trial_id)
@@ -124,6 +136,9 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
         best = choose_best(trials, val)
         chosen = sorted(sizes) if context.config.explain.trials == "all" else best
         predict(context, pool, [(t, sizes[t]) for t in chosen], "Test")
+        if context.other is not None:
+            predict(context, pool, list(sizes.items()), "Val", explained=True)
+            predict(context, pool, [(t, sizes[t]) for t in chosen], "Test", explained=True)
     test = scores_by_trial(context, "Test")
     judged = trials.merge(val, on="trial_id", how="left").merge(test, on="trial_id", how="left")
     judged.insert(3, "best", judged.trial_id.isin(best))

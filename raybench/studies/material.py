@@ -58,7 +58,7 @@ class Material:
             DataError: the image, or one of Train's masks that it needs, cannot be read.
         """
         context = self._context
-        xray = context.dataset.load(record)
+        xray = context.source.load(record)
         image = context.config.preprocess.apply(xray)
         if trial_id is not None and context.config.explain.grid == "model":
             image = resize_gray(image, self._sizes[trial_id])
@@ -108,4 +108,4 @@ def target_of(context: Context, explainer: Explainer, record: XrayRecord) -> int
     wanted = explainer.target or context.config.explain.target
     if wanted == "predicted":
         return None
-    return context.dataset.classes.index(record.label if wanted == "true" else wanted)
+    return context.dataset.classes.index(context.class_of(record) if wanted == "true" else wanted)

@@ -107,7 +107,10 @@ def make_plan(
     for record in records:
         images[record.split][record.label] += 1
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}
-    explained = explained_images(records, config.data.infection_class, limits, with_infection)
+    source = config.data.explain or config.data
+    if config.data.explain is not None:
+        records = config.data.explain.records()
+    explained = explained_images(records, source.infection_class, limits, with_infection)
     return Plan(config, images, {split: len(chosen) for split, chosen in explained.items()})
 
 
@@ -137,10 +140,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 def _explain_lines(plan: Plan) -> Iterator[str]:
     config = plan.config
     n_val, n_test = plan.explained["Val"], plan.explained["Test"]
-    kind = config.data.infection_class
+    source = config.data.explain or config.data
+    kind = source.infection_class
+    where = f" of data.explain ({source.name})" if config.data.explain else ""
     yield (
-        f"Explaining: {n_test:,} {kind} images with infection masks on Test, and {n_val:,} on Val "
-        "to choose thresholds"
+        f"Explaining: {n_test:,} {kind} images{where} with infection masks on Test, and "
+        f"{n_val:,} on Val to choose thresholds"
     )
     for explainer in config.explain.explainers:
         each = explainer.n_forward_planned()

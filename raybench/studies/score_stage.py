@@ -91,7 +91,7 @@ def score(
 
 
 def _predicted(context: Context) -> dict[tuple[str, str], str]:
-    frame = context.run.read("predictions")
+    frame = context.run.read("predictions" if context.other is None else "predictions_explained")
     keys = zip(frame.trial_id, frame.image_id, strict=True)
     return dict(zip(keys, frame.predicted, strict=True))
 

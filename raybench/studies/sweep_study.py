@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from raybench import __version__
 from raybench.config import SweepConfig
+from raybench.data.across import Explained, class_problems
 from raybench.data.scan import Scan, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.executor import Pool, make_pool
@@ -33,7 +35,7 @@ from raybench.studies.train_stage import train
 from raybench.tracking.live import LiveProjection
 from raybench.tracking.mlflow_projection import check_uri
 from raybench.tracking.run_folder import RunFolder
-from raybench.types import SPLITS, Split
+from raybench.types import SPLITS, Dataset, Split, XrayRecord
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,34 @@ class Options:
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What looking at the images found: the classifiers', and those of `data.explain`."""
+
+    trained: Scan
+    explained: Scan | None
+
+    @property
+    def of_explained(self) -> Scan:
+        return self.trained if self.explained is None else self.explained
+
+    @property
+    def digest(self) -> str:
+        """As `Scan.digest`, of both data sets."""
+        if self.explained is None:
+            return self.trained.digest
+        both = f"{self.trained.digest} {self.explained.digest}"
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        return self.trained.bad + (() if self.explained is None else self.explained.bad)
+
+    @property
+    def n_usable(self) -> int:
+        return len(self.trained.records) + len(self.explained.records if self.explained else ())
+
+
 def plan_sweep(config: SweepConfig) -> Plan:
     """Count what a sweep will do, by file names alone.
 
@@ -53,7 +83,7 @@ def plan_sweep(config: SweepConfig) -> Plan:
         DataError: the data set's layout is not what it should be.
     """
     records = config.data.records()
-    check(records, config.data, SPLITS)
+    _check_names(config, records)
     return make_plan(config, records)
 
 
@@ -92,11 +122,11 @@ def run_sweep(
         show(run, console)
 
 
-def _look(config: SweepConfig, resume: bool) -> Scan:
+def _look(config: SweepConfig, resume: bool) -> _Found:
     """Every check, before anything is written: data, tracking, targets, layers, weights."""
     dataset = config.data
     records = dataset.records()
-    check(records, dataset, SPLITS)
+    _check_names(config, records)
     _check_tracking(config, resume)
     _check_explainers(config)
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
@@ -104,23 +134,65 @@ def _look(config: SweepConfig, resume: bool) -> Scan:
     needs_lungs = config.preprocess.lung_masking or any(
         e.needs_lungs or _needs_lungs_in_search(config, e) for e in config.explain.explainers
     )
-    bar = progress_bar(len(records), "checking images", "image")
+    inner = dataset.explain
+    judged: tuple[Split, ...] = ("Val", "Test")
+    trained = _look_at(
+        config,
+        dataset,
+        SPLITS,
+        needs_lungs if inner is None else config.preprocess.lung_masking,
+    )
+    found = _Found(trained, None)
+    if inner is None:
+        check(trained.records, dataset, SPLITS)
+        check_infection(trained, dataset, judged)
+    else:
+        check(trained.records, dataset, SPLITS, None)
+        found = _Found(trained, _look_at(config, inner, judged, needs_lungs))
+        check_infection(found.of_explained, inner, judged)
+    for recipe in config.backbones:
+        if recipe.weights != "none":
+            build(recipe.name, len(dataset.classes), recipe.weights)
+    return found
+
+
+def _check_names(config: SweepConfig, records: Sequence[XrayRecord]) -> None:
+    """What file names tell: that no split, class or mask lacks, that classes have counterparts."""
+    inner = config.data.explain
+    check(records, config.data, SPLITS, "Test" if inner is None else None)
+    if inner is not None:
+        problems = class_problems(config.data.classes, inner)
+        if problems:
+            raise ConfigError(problems)
+        _check_explained(inner, inner.records())
+
+
+def _check_explained(inner: Explained, records: Sequence[XrayRecord]) -> None:
+    chosen = explained_images(records, inner.infection_class, {"Val": None, "Test": None})
+    lacking = [
+        f"{split}/{inner.infection_class}: expected images with infection masks, found none"
+        for split, found in chosen.items()
+        if not found
+    ]
+    if lacking:
+        raise DataError("data.explain lacks what the sweep needs:", lacking)
+
+
+def _look_at(
+    config: SweepConfig, dataset: Dataset, splits: Sequence[Split], needs_lungs: bool
+) -> Scan:
+    n_images = sum(r.split in splits for r in dataset.records())
+    bar = progress_bar(n_images, "checking images", "image")
     try:
-        found = scan(
+        return scan(
             dataset,
-            SPLITS,
+            splits,
             config.on_bad_image,
             needs_lungs,
             progress=lambda done, _: bar.update(done - bar.n),
         )
     finally:
         bar.close()
-    check(found.records, dataset, SPLITS)
-    check_infection(found, dataset, ("Val", "Test"))
-    for recipe in config.backbones:
-        if recipe.weights != "none":
-            build(recipe.name, len(dataset.classes), recipe.weights)
-    return found
 
 
 def _needs_lungs_in_search(config: SweepConfig, explainer: Explainer) -> bool:
@@ -167,7 +239,7 @@ def _check_explainers(config: SweepConfig) -> None:
         raise ConfigError(problems)
 
 
-def _context(config: SweepConfig, run: RunFolder, found: Scan) -> Context:
+def _context(config: SweepConfig, run: RunFolder, found: _Found) -> Context:
     """Note what is started on which data, and choose the images that are explained."""
     started = [e for e in run.events.read() if e["kind"] == "sweep_started"]
     if started and started[0]["data_digest"] != found.digest:
@@ -185,15 +257,19 @@ def _context(config: SweepConfig, run: RunFolder, found: Scan) -> Context:
     if found.bad and not started:
         run.events.append(
             "warning",
-            message=f"{len(found.bad)} of {len(found.bad) + len(found.records)} images were left "
+            message=f"{len(found.bad)} of {len(found.bad) + found.n_usable} images were left "
             f"out (on_bad_image: skip): {'; '.join(found.bad)}",
         )
-    dataset = config.data
+    dataset, usable = config.data, found.of_explained
+    inner = dataset.explain
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}
     explained = explained_images(
-        found.records, dataset.infection_class, limits, found.with_infection
+        usable.records,
+        (inner or dataset).infection_class,
+        limits,
+        usable.with_infection,
     )
-    return Context(config, run, dataset, found.records, explained)
+    return Context(config, run, dataset, found.trained.records, explained, inner)
 
 
 def _compute(context: Context, resume: bool) -> None:

@@ -23,7 +23,8 @@ def load_truths(context: Context, splits: Iterable[Split] = SPLITS) -> dict[str,
     found: dict[str, Truth] = {}
     for split in splits:
         for record in context.explained.get(split, ()):
-            xray = context.dataset.load(record)
+            xray = context.source.load(record)
             assert xray.infection_mask is not None
-            found[record.image_id] = Truth(xray.infection_mask, xray.lung_mask, record.label)
+            label = context.class_of(record)
+            found[record.image_id] = Truth(xray.infection_mask, xray.lung_mask, label)
     return found
