@@ -17,7 +17,8 @@ FIXED = ("swin", "test_vit")
 
 _NAMES = {"swin": "swin_tiny_patch4_window7_224"}
 
-_VGG = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 16, 16, 16, "M", 32, 32, 32, "M"]
+# Three poolings: a head of 7 x 7 then gets what it needs from 64 x 64.
+_VGG = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 16, 16, 16, 32, 32, 32]
 
 
 def _net(family: str) -> nn.Module:
@@ -47,4 +48,5 @@ def classifier_of(family: str, size: tuple[int, int] = (64, 64)) -> Classifier:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         net.get_classifier().weight.mul_(10)
     facts = backbone(_NAMES.get(family, family))
-    return Classifier(net, size, facts.mean, facts.std, cam_layer=facts.cam_layer)
+    layer = "features.28" if family == "vgg16" else facts.cam_layer
+    return Classifier(net, size, facts.mean, facts.std, cam_layer=layer)
