@@ -5,10 +5,18 @@ from typing import Annotated
 from pydantic import Field
 
 from raybench.explain.base import Explainer
-from raybench.explain.grad_cam import GradCam
+from raybench.explain.cams import EigenCam, GradCam, GradCamPlusPlus, HiResCam, LayerCam
+from raybench.explain.gradients import (
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
 from raybench.explain.lime import Lime
 from raybench.explain.lime_variants import BayLime, Glime, KernelShap, KpLime, KStarLime
 from raybench.explain.occlusion import Occlusion
+from raybench.explain.propagation import DeepLift, Lrp
 from raybench.explain.references import (
     CentrePrior,
     Edges,
@@ -17,6 +25,7 @@ from raybench.explain.references import (
     WholeLung,
 )
 from raybench.explain.rise import Rise
+from raybench.explain.score_cam import ScoreCam
 from raybench.explain.superpixels import (
     AnySuperpixels,
     CompactWatershed,
@@ -41,6 +50,18 @@ AnyExplainer = Annotated[
     | KpLime
     | KStarLime
     | GradCam
+    | GradCamPlusPlus
+    | HiResCam
+    | LayerCam
+    | EigenCam
+    | ScoreCam
+    | Saliency
+    | InputXGradient
+    | SmoothGrad
+    | IntegratedGradients
+    | GuidedBackprop
+    | DeepLift
+    | Lrp
     | Occlusion
     | Rise
     # references
@@ -61,24 +82,36 @@ __all__ = [
     "BayesianRidgeSurrogate",
     "CentrePrior",
     "CompactWatershed",
+    "DeepLift",
     "Edges",
+    "EigenCam",
     "Explainer",
     "Felzenszwalb",
     "Glime",
     "GlimeSurrogate",
     "GradCam",
+    "GradCamPlusPlus",
     "Grid",
+    "GuidedBackprop",
+    "HiResCam",
+    "InputXGradient",
+    "IntegratedGradients",
     "Intensity",
     "KStarLime",
     "KernelShap",
     "KernelShapSurrogate",
     "KpLime",
+    "LayerCam",
     "Lime",
+    "Lrp",
     "Occlusion",
     "Quickshift",
     "RandomSuperpixels",
     "RidgeSurrogate",
     "Rise",
+    "Saliency",
+    "ScoreCam",
     "Slic",
+    "SmoothGrad",
     "WholeLung",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from raybench.errors import ModelError
+from raybench.models.features import cam_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,22 @@ class _Row:
 
 # The study's four carry the tag of the weights that it started from (PROTOCOL.md 3: torchvision's
 # for VGG and DenseNet, fb_in1k for ConvNeXt). "Partial" is the last stage or dense block and all
-# after it; for VGG16 the last block of three convolutions. The report is silent on it: ours.
+# after it; for VGG16 the last block of three convolutions, for a ViT the last quarter of its
+# blocks. The report is silent on it: ours.
 _TABLE: dict[str, _Row] = {
     "vgg16": _Row("vgg16.tv_in1k", "features.30", "features.24"),
     "densenet121": _Row("densenet121.tv_in1k", "features.norm5", "features.denseblock4"),
     "densenet201": _Row("densenet201.tv_in1k", "features.norm5", "features.denseblock4"),
     "convnext_base": _Row("convnext_base.fb_in1k", "stages.3", "stages.3"),
     "tf_efficientnet_lite0": _Row("tf_efficientnet_lite0.in1k", "blocks.6", "blocks.5"),
+    "resnet50": _Row("resnet50.a1_in1k", "layer4", "layer4"),
+    "efficientnet_b0": _Row("efficientnet_b0.ra_in1k", "blocks.6", "blocks.5"),
+    "swin_tiny_patch4_window7_224": _Row(
+        "swin_tiny_patch4_window7_224.ms_in1k", "norm", "layers.3"
+    ),
+    "vit_small_patch16_224": _Row(
+        "vit_small_patch16_224.augreg_in21k_ft_in1k", "blocks.11.norm1", "blocks.9"
+    ),
     "test_efficientnet": _Row("test_efficientnet.r160_in1k", "blocks.4", "blocks.4"),
     "test_resnet": _Row("test_resnet.r160_in1k", "layer4", "layer4"),
 }
@@ -98,7 +108,7 @@ def backbone(name: str) -> Backbone:
     with torch.device("meta"):
         net = timm.create_model(timm_name, pretrained=False, num_classes=2)
     cfg = net.pretrained_cfg
-    cam_layer, partial_from = (row.cam_layer, row.partial_from) if row else _derived(net, name)
+    read, partial_from = (row.cam_layer, row.partial_from) if row else _derived(net, name)
     classifier = cfg["classifier"]
     return Backbone(
         name=name,
@@ -106,7 +116,7 @@ def backbone(name: str) -> Backbone:
         input_size=(int(cfg["input_size"][1]), int(cfg["input_size"][2])),
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        cam_layer=cam_layer,
+        cam_layer=read,
         partial_from=partial_from,
         head=(classifier,) if isinstance(classifier, str) else tuple(classifier),
         fixed_size=bool(cfg.get("fixed_input_size", False)),
@@ -114,9 +124,10 @@ def backbone(name: str) -> Backbone:
 
 
 def _derived(net: nn.Module, name: str) -> tuple[str, str]:
-    """The last stage, and the first module with parameters after the stage before it.
+    """The layer that Grad-CAM reads, and the first module with parameters of the last stage.
 
-    The two differ where timm names a stage by its end: a DenseNet's last norm, a VGG's last pool.
+    That is the first after the stage before it, and not the stage that timm names, where timm
+    names a stage by its end: a DenseNet's last norm, a VGG's last pool.
     """
     info = getattr(net, "feature_info", None)
     entries = getattr(info, "info", info) or []
@@ -129,8 +140,8 @@ def _derived(net: nn.Module, name: str) -> tuple[str, str]:
         for following in names[names.index(before) + 1 : last + 1]:
             inside = following.startswith(f"{before}.")
             if not inside and list(net.get_submodule(following).parameters()):
-                return stages[-1], following
-    return stages[-1], stages[-1]
+                return cam_layer(net, stages[-1]), following
+    return cam_layer(net, stages[-1]), stages[-1]
 
 
 def module_at(net: nn.Module, path: str) -> nn.Module:

@@ -209,7 +209,7 @@ class Classifier:
         with evaluating(self.net), torch.inference_mode():
             return best_batch_size(throughput)
 
-    def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
+    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """Grey levels `[N, 1 or 3, H, W]` to float32 `[N, 3, H, W]`, channels last."""
         normalised = (batch.float().expand(-1, 3, -1, -1) - self._mean) / self._std
         return normalised.contiguous(memory_format=torch.channels_last)
@@ -220,7 +220,7 @@ class Classifier:
             images = np.stack([resize_gray(image, self.input_size) for image in images])
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         batch = batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
-        return self._normalise(batch)
+        return self.normalise(batch)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities, float32 `[N, C]`, of uint8 `[N, h, w]` or `[N, h, w, 3]`.
@@ -338,7 +338,7 @@ class Classifier:
 
         def resized(start: int, stop: int) -> torch.Tensor:
             grey = rows @ compose(start, stop).contiguous() @ columns
-            return self._normalise(grey.round().clamp(0, 255) if levels else grey)
+            return self.normalise(grey.round().clamp(0, 255) if levels else grey)
 
         return resized
 

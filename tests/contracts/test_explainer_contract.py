@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from nets import FAMILIES, FIXED
+from nets import classifier_of as family_classifier
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -24,10 +26,31 @@ from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Uni
 
 MEMBERS: tuple[type[Explainer], ...] = get_args(get_args(AnyExplainer)[0])
 USERS = [member for member in MEMBERS if member.uses_model]
-NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.3"}
+NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.2"}
 QUICK = {"n_samples": 40, "n_masks": 40, "cells": 6, "window": 2, "chunk": 16}
+QUICK |= {"n_channels": 20, "n_steps": 8}
 GRID = (64, 64)
 ADAPTER: TypeAdapter[Explainer] = TypeAdapter(AnyExplainer)
+
+NO_DEEP_LIFT = r"(deep_lift|lrp): captum has no rule for what this network does.*choose integr"
+NO_RELU = r"guided_backprop: needs ReLU modules .*choose saliency"
+REFUSED: dict[tuple[str, str], str] = {
+    **{
+        (name, family): NO_DEEP_LIFT
+        for name in ("deep_lift", "lrp")
+        for family in ("test_convnext", "test_efficientnet", "swin", "test_vit")
+    },
+    **{
+        ("guided_backprop", family): NO_RELU
+        for family in ("test_convnext", "test_efficientnet", "swin", "test_vit")
+    },
+}
+"""What each explainer cannot do: its name and the family of backbones, and what it says."""
+
+
+def name_of(member: type[Explainer]) -> str:
+    return str(member.model_fields["name"].default)
+
 
 each_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
 each_user = pytest.mark.parametrize("member", USERS, ids=lambda m: m.__name__)
@@ -71,6 +94,16 @@ def subject(xray: ChestXray, image: Gray) -> Subject:
 def near(image: Gray) -> np.ndarray:
     """Images that stand for a patient's neighbours."""
     return np.stack([np.roll(image[:, ::-1], number, axis=0) for number in range(5)])
+
+
+@pytest.fixture(autouse=True)
+def _skip_what_is_refused(request: pytest.FixtureRequest) -> None:
+    """The fine-grained tests run on two nets; refusals are tested with the families."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    member, net_name = params.get("member"), params.get("net_name")
+    fine = member is not None and "net_name" in params
+    if fine and (name_of(member), net_name) in REFUSED:
+        pytest.skip("refused, as test_every_family says")
 
 
 def finish(explainer: Explainer, subject: Subject, classifier: Classifier) -> dict[str, Arrays]:
@@ -321,3 +354,28 @@ def test_names_are_unique_and_are_the_titles() -> None:
     names = [quick(member).title for member in MEMBERS]
     assert len(set(names)) == len(names) >= 5
     assert [quick(member, label="mine").title for member in MEMBERS] == ["mine"] * len(names)
+
+
+@each_member
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(member: type[Explainer], family: str, xray: ChestXray) -> None:
+    """Frozen and not, square and not: the same map, and the network as it was found."""
+    assert xray.lung_mask is not None
+    explainer = quick(member)
+    for size in ((64, 64),) if family in FIXED else ((64, 64), (64, 96)):
+        classifier = family_classifier(family, size)
+        picture = resize_gray(Preprocess().apply(xray), size)
+        lungs = xray.lung_mask[:90, 10:80]
+        asked = Subject("Test/a.png", picture, lungs, (90, 70), 1, near(picture))
+        if (name_of(member), family) in REFUSED:
+            with pytest.raises(ExplainError, match=REFUSED[name_of(member), family]):
+                explain(explainer, asked, classifier)
+            continue
+        before = condition(classifier.net)
+        found = explain(explainer, asked, classifier)
+        assert condition(classifier.net) == before
+        assert found.values.shape == (90, 70)
+        assert np.isfinite(found.values).all()
+        assert found.n_forward <= explainer.n_forward_planned()
+        classifier.net.requires_grad_(False)
+        np.testing.assert_array_equal(explain(explainer, asked, classifier).values, found.values)
