@@ -6,7 +6,7 @@ About 3 seconds.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from raybench.config import load_config
 from raybench.errors import ConfigError
+from raybench.explain import AnyExplainer
 
 BASE: dict[str, Any] = {
     "name": "small",
@@ -73,7 +74,7 @@ def test_an_unknown_key_gets_its_path_and_the_nearest_name(base: Path, key: str,
     assert said in problem
 
 
-KINDS = "lime, grad_cam, whole_lung, centre_prior, random_superpixels"
+KINDS = ", ".join(m.model_fields["name"].default for m in get_args(get_args(AnyExplainer)[0]))
 DATA = "covid_qu_ex, folder, phantom"
 TARGETS = "expected one of predicted, true, COVID-19, Non-COVID, Normal"
 DOMAIN = "{low: ..., high: ...} or {choices: [...]}"
