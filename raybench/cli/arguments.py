@@ -125,8 +125,10 @@ def help_text() -> str:
 
 
 def _wrap(text: str, first: str) -> list[str]:
+    # A long choice has no spaces to be broken at; it is given some.
+    words = (word.replace("|", "| ") if len(word) > 80 else word for word in text.split(" "))
     return textwrap.wrap(
-        text,
+        " ".join(words),
         92,
         initial_indent=first,
         subsequent_indent=" " * 8,

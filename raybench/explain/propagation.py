@@ -82,7 +82,8 @@ class DeepLift(PixelAttribution):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that hooks are set; they are set on a copy
             found = Library(net).attribute(grey, start, of)
-        _check_sum(float(found.detach().sum()), float(logits[0, of] - logits[1, of]), logits)
+        found = found.detach()
+        _check_sum(float(found.sum()), float(logits[0, of] - logits[1, of]), logits)
         return found[0, 0], of
 
 
