@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timm
 import torch
+from timm.models.densenet import DenseNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vgg import VGG
 from torch import nn
@@ -35,6 +36,8 @@ def _net(family: str) -> nn.Module:
         )
     if family == "test_vit":
         return timm.create_model(family, num_classes=3, img_size=64)
+    if family == "densenet121":
+        return DenseNet(growth_rate=8, block_config=(2, 2, 2, 2), num_classes=3)
     return timm.create_model(family, num_classes=3)
 
 

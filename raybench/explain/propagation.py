@@ -41,9 +41,9 @@ class DeepLift(PixelAttribution):
 
     ReLU6 is taken as the difference of two ReLUs, and max pooling on its own copy of its input with
     the windows laid apart: captum has no rule for the one and loses contributions in the other.
-    Networks that
-    do what the rule does not cover (attention, gates, layer normalisation, GELU, SiLU) are refused.
-    So is a map that does not add up to the logit less the baseline's, within 1 percent.
+    Networks that do what the rule does not cover (attention, gates, layer normalisation, GELU,
+    SiLU) are refused. So is a map that does not add up to the logit less the baseline's, within 1
+    percent.
     """
 
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
@@ -152,7 +152,7 @@ class Lrp(PixelAttribution):
                 module.rule = self._rule()  # type: ignore[assignment]
             elif isinstance(module, handed):  # epsilon's rule hands on whatever it is given
                 module.rule = EpsilonRule()
-        found = Library(net).attribute(inputs, of)
+        found = Library(net).attribute(inputs.requires_grad_(), of)
         return found[0].sum(dim=0), of
 
     def _rule(self) -> object:

@@ -171,7 +171,7 @@ class Classifier:
     def _identity(
         self, checkpoint: str | None, mean: Sequence[float], std: Sequence[float]
     ) -> str | None:
-        """Hex digest of everything that decides the answers; None for a bare module.
+        """Hex digest of everything that decides answers and maps; None for a bare module.
 
         The batch size is not in it: it moves the answers by rounding alone.
         """
@@ -183,6 +183,7 @@ class Classifier:
             "precision": self.runtime.precision,
             "device": self.device.type,
             "input_size": list(self.input_size),
+            "cam_layer": self.cam_layer,
             "mean": [float(value) for value in mean],
             "std": [float(value) for value in std],
         }
