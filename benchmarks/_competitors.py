@@ -12,7 +12,8 @@ from torch import nn
 
 from raybench.explain import GradCam, Lime
 from raybench.models.backbones import backbone
-from raybench.models.classifier import Classifier, load_checkpoint
+from raybench.models.checkpoint import load_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.models.runtime import Runtime
 from raybench.types import Gray, Unit
 

@@ -30,7 +30,8 @@ from raybench.executor.remembering import RememberingPool
 from raybench.explain.spaces import Space
 from raybench.models.backbones import backbone
 from raybench.models.build import build
-from raybench.models.classifier import Card, Classifier, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.models.runtime import Runtime
 from raybench.studies.context import Context, explained_images
 from raybench.studies.judging_settings import Judge

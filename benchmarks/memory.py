@@ -20,7 +20,7 @@ from raybench.executor import Job, run_jobs
 from raybench.executor.local import LocalPool
 from raybench.explain import GradCam, Lime
 from raybench.models.build import build
-from raybench.models.classifier import Card, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.types import Subject
 
 TARGET = 1.10

@@ -39,7 +39,7 @@ from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.explain import Lime
 from raybench.models.backbones import backbone
 from raybench.models.build import build
-from raybench.models.classifier import Card, read_card, save_checkpoint
+from raybench.models.checkpoint import Card, read_card, save_checkpoint
 from raybench.models.runtime import CPU_BATCH
 from raybench.types import Gray, Subject
 

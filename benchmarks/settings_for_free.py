@@ -28,7 +28,8 @@ from raybench.explain import Lime
 from raybench.explain.designs import Design
 from raybench.models.backbones import backbone
 from raybench.models.build import build
-from raybench.models.classifier import Card, Classifier, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.models.runtime import Runtime, keep_memory
 from raybench.scoring.binarise import binarise
 

@@ -87,6 +87,21 @@ def _out_of_range(root: Path, config: dict) -> None:
     config["backbones"][0]["phases"][0]["lr"] = -1
 
 
+def _no_such_neighbours(root: Path, config: dict) -> None:
+    fill = {"name": "neighbour", "among": "Healthy"}
+    config["explain"]["explainers"][0]["fill"] = fill
+
+
+def _no_such_layer_in_the_search(root: Path, config: dict) -> None:
+    config["explain"]["explainers"].append({"name": "layer_cam", "layer": "blocks.9"})
+    searched = {"layer": {"choices": ["blocks.3", "blocs.4"]}}
+    config["explainer_search"] = {"explainers": {"layer_cam": searched}}
+
+
+def _turns_without_a_surrogate(root: Path, config: dict) -> None:
+    config["explain"]["explainers"].append({"name": "rise", "fill": "noise"})
+
+
 def _unwritable(root: Path, config: dict) -> None:
     config["output"] = "/proc/raybench"
 
@@ -110,6 +125,19 @@ CASES: list[tuple[Callable[[Path, dict], None], list[str]]] = [
     (_unknown_explainer, ["explain.explainers.1", "gradcam", "grad_cam"]),
     (_unknown_key, ["explain.explainers.0.n_sample", "did you mean n_samples?"]),
     (_out_of_range, ["backbones.0.phases.0.lr", "greater than 0", "-1"]),
+    (
+        _no_such_neighbours,
+        ["explain.explainers.0.fill.among", "COVID-19, Non-COVID, Normal", "Healthy"],
+    ),
+    (
+        _no_such_layer_in_the_search,
+        [
+            "explain.explainers.2.layer: test_efficientnet: no layer '9'",
+            "explainer_search.explainers.layer_cam.layer",
+            "'blocs'",
+        ],
+    ),
+    (_turns_without_a_surrogate, ["explain.explainers.2.fill", "8 that take turns"]),
     (_unwritable, ["/proc/raybench"]),
     (_unreachable, ["127.0.0.1"]),
     (_hub_is_away, ["hub", "weights: none"]),

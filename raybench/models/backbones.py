@@ -153,10 +153,14 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
     try:
         return net.get_submodule(path)
     except AttributeError as error:
-        parent, _, leaf = path.rpartition(".")
-        top = net.get_submodule(parent) if parent in dict(net.named_modules()) else net
-        names = ", ".join(n for n, _ in top.named_children())
-        raise ModelError(f"no layer {leaf!r} in {path!r}; there are: {names}") from error
+        top = net
+        for part in path.split("."):
+            children = dict(top.named_children())
+            if part not in children:
+                known = ", ".join(children) or "none"
+                raise ModelError(f"no layer {part!r} in {path!r}; there are: {known}") from error
+            top = children[part]
+        raise ModelError(f"{path!r} is no layer") from error
 
 
 def trainable(net: nn.Module, facts: Backbone, unfreeze: str) -> list[str]:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from rich.console import Console
 
 from raybench import __version__
 from raybench.config import SweepConfig
-from raybench.data.across import Explained, class_problems
-from raybench.data.scan import Scan, check, check_infection, scan
-from raybench.errors import ConfigError, DataError, ModelError, TrackingError
+from raybench.errors import DataError
 from raybench.executor import Pool, make_pool
-from raybench.explain import Explainer
-from raybench.explain.spaces import NEED_LUNGS
-from raybench.models.backbones import module_at
-from raybench.models.build import build
-from raybench.models.runtime import check_backend
 from raybench.storage import Storage
-from raybench.studies.context import Context, explained_images, progress_bar
+from raybench.studies.checks import Found, check_names, look
+from raybench.studies.context import Context, explained_images
 from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
@@ -33,9 +25,8 @@ from raybench.studies.search_stage import search
 from raybench.studies.summary import show
 from raybench.studies.train_stage import train
 from raybench.tracking.live import LiveProjection
-from raybench.tracking.mlflow_projection import check_uri
 from raybench.tracking.run_folder import RunFolder
-from raybench.types import SPLITS, Dataset, Split, XrayRecord
+from raybench.types import Split
 
 log = logging.getLogger(__name__)
 
@@ -48,34 +39,6 @@ class Options:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What looking at the images found: the classifiers', and those of `data.explain`."""
-
-    trained: Scan
-    explained: Scan | None
-
-    @property
-    def of_explained(self) -> Scan:
-        return self.trained if self.explained is None else self.explained
-
-    @property
-    def digest(self) -> str:
-        """As `Scan.digest`, of both data sets."""
-        if self.explained is None:
-            return self.trained.digest
-        both = f"{self.trained.digest} {self.explained.digest}"
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
-
-    @property
-    def bad(self) -> tuple[str, ...]:
-        return self.trained.bad + (() if self.explained is None else self.explained.bad)
-
-    @property
-    def n_usable(self) -> int:
-        return len(self.trained.records) + len(self.explained.records if self.explained else ())
-
-
 def plan_sweep(config: SweepConfig) -> Plan:
     """Count what a sweep will do, by file names alone.
 
@@ -83,7 +46,7 @@ def plan_sweep(config: SweepConfig) -> Plan:
         DataError: the data set's layout is not what it should be.
     """
     records = config.data.records()
-    _check_names(config, records)
+    check_names(config, records)
     return make_plan(config, records)
 
 
@@ -112,7 +75,7 @@ def run_sweep(
             show(run, console)
             return
         try:
-            found = _look(config, resume=state == "resumed")
+            found = look(config, resume=state == "resumed")
             start_ray()
         except BaseException:
             run.abandon()
@@ -122,124 +85,7 @@ def run_sweep(
         show(run, console)
 
 
-def _look(config: SweepConfig, resume: bool) -> _Found:
-    """Every check, before anything is written: data, tracking, targets, layers, weights."""
-    dataset = config.data
-    records = dataset.records()
-    _check_names(config, records)
-    _check_tracking(config, resume)
-    _check_explainers(config)
-    if config.execution.backend == "openvino":  # whether others can run, the workers will say
-        check_backend("openvino", "cpu")
-    needs_lungs = config.preprocess.lung_masking or any(
-        e.needs_lungs or _needs_lungs_in_search(config, e) for e in config.explain.explainers
-    )
-    inner = dataset.explain
-    judged: tuple[Split, ...] = ("Val", "Test")
-    trained = _look_at(
-        config,
-        dataset,
-        SPLITS,
-        needs_lungs if inner is None else config.preprocess.lung_masking,
-    )
-    found = _Found(trained, None)
-    if inner is None:
-        check(trained.records, dataset, SPLITS)
-        check_infection(trained, dataset, judged)
-    else:
-        check(trained.records, dataset, SPLITS, None)
-        found = _Found(trained, _look_at(config, inner, judged, needs_lungs))
-        check_infection(found.of_explained, inner, judged)
-    for recipe in config.backbones:
-        if recipe.weights != "none":
-            build(recipe.name, len(dataset.classes), recipe.weights)
-    return found
-
-
-def _check_names(config: SweepConfig, records: Sequence[XrayRecord]) -> None:
-    """What file names tell: that no split, class or mask lacks, that classes have counterparts."""
-    inner = config.data.explain
-    check(records, config.data, SPLITS, "Test" if inner is None else None)
-    if inner is not None:
-        problems = class_problems(config.data.classes, inner)
-        if problems:
-            raise ConfigError(problems)
-        _check_explained(inner, inner.records())
-
-
-def _check_explained(inner: Explained, records: Sequence[XrayRecord]) -> None:
-    chosen = explained_images(records, inner.infection_class, {"Val": None, "Test": None})
-    lacking = [
-        f"{split}/{inner.infection_class}: expected images with infection masks, found none"
-        for split, found in chosen.items()
-        if not found
-    ]
-    if lacking:
-        raise DataError("data.explain lacks what the sweep needs:", lacking)
-
-
-def _look_at(
-    config: SweepConfig, dataset: Dataset, splits: Sequence[Split], needs_lungs: bool
-) -> Scan:
-    n_images = sum(r.split in splits for r in dataset.records())
-    bar = progress_bar(n_images, "checking images", "image")
-    try:
-        return scan(
-            dataset,
-            splits,
-            config.on_bad_image,
-            needs_lungs,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
-    finally:
-        bar.close()
-
-
-def _needs_lungs_in_search(config: SweepConfig, explainer: Explainer) -> bool:
-    """Whether the sweep file itself names what needs lungs among what is searched."""
-    search = config.explainer_search
-    named = {} if search is None else search.explainers.get(explainer.title, {})
-    return any(path.rpartition(".")[2] in NEED_LUNGS for path in named)
-
-
-def _check_tracking(config: SweepConfig, resume: bool) -> None:
-    """A server that is away stops a new sweep, and only delays the figures of a resumed one."""
-    if config.tracking.uri is None:
-        return
-    try:
-        check_uri(config.tracking.uri)
-    except TrackingError as error:
-        if not resume:
-            raise
-        log.warning("%s", error)
-
-
-def _check_explainers(config: SweepConfig) -> None:
-    """Targets that are classes, layers that every backbone has."""
-    classes = config.data.classes
-    valid = ("predicted", "true", *classes)
-    wanted = {"explain.target": config.explain.target}
-    problems = []
-    for index, explainer in enumerate(config.explain.explainers):
-        path = f"explain.explainers.{index}"
-        if explainer.target is not None:
-            wanted[f"{path}.target"] = explainer.target
-        layer = getattr(explainer, "layer", None)
-        for recipe in config.backbones if layer else ():
-            with torch.device("meta"):
-                net = build(recipe.name, len(classes))
-            try:
-                module_at(net, str(layer))
-            except ModelError as error:
-                problems.append(f"{path}.layer: {recipe.name}: {error}")
-    for path, target in wanted.items():
-        if target not in valid:
-            problems.append(f"{path}: expected one of {', '.join(valid)}, found {target!r}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _context(config: SweepConfig, run: RunFolder, found: _Found) -> Context:
+def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
     """Note what is started on which data, and choose the images that are explained."""
     started = [e for e in run.events.read() if e["kind"] == "sweep_started"]
     if started and started[0]["data_digest"] != found.digest:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from raybench.errors import RaybenchError
 from raybench.models.backbones import backbone, trainable
-from raybench.models.classifier import Card, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.training.batches import Images, augmenter, batches
 from raybench.training.recipe import Augment, Phase, Recipe
 from raybench.training.state import Epoch, State, digest

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raybench.data.preprocess import Preprocess
 from raybench.models.build import build
-from raybench.models.classifier import Card
+from raybench.models.checkpoint import Card
 from raybench.training.batches import load_images
 from raybench.training.loop import Trainer
 from raybench.training.recipe import Augment, Recipe, Search

@@ -12,7 +12,7 @@ import torch
 from raybench.data import Phantom
 from raybench.data.phantom import write_phantoms
 from raybench.models.build import build
-from raybench.models.classifier import Card, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,8 @@ from raybench.executor.local import LocalPool
 from raybench.executor.room import room_for_helpers
 from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
 from raybench.models.build import build
-from raybench.models.classifier import Card, Classifier, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.types import Arrays, Subject, Unit
 
 

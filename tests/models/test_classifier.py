@@ -23,13 +23,8 @@ from torch import nn
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import build
-from raybench.models.classifier import (
-    Card,
-    Classifier,
-    load_checkpoint,
-    read_card,
-    save_checkpoint,
-)
+from raybench.models.checkpoint import Card, load_checkpoint, read_card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.models.predict import Batch, Predict
 from raybench.models.runtime import Runtime
 

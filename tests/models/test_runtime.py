@@ -22,7 +22,8 @@ from raybench.data.preprocess import resize_gray
 from raybench.errors import ModelError
 from raybench.explain.perturbation import render
 from raybench.models.build import build
-from raybench.models.classifier import Card, Classifier, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.models.perturbed import Composer, resize_matrices
 from raybench.models.runtime import (
     Runtime,

@@ -19,7 +19,8 @@ from raybench.executor.local import LocalPool
 from raybench.explain import GradCam, Lime
 from raybench.explain.neighbours import lay_over
 from raybench.models.build import build
-from raybench.models.classifier import Card, Classifier, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.classifier import Classifier
 from raybench.studies.context import Context
 from raybench.studies.material import Material
 from raybench.types import ChestXray, XrayRecord

@@ -20,7 +20,7 @@ from raybench.executor.remembering import RememberingPool
 from raybench.explain import GradCam, Lime, WholeLung
 from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.models.build import build
-from raybench.models.classifier import Card, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold, oriented
 from raybench.scoring.overlap import iou
 from raybench.scoring.selection import left_out_score, on_front, winner

@@ -17,7 +17,7 @@ from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool, Resident
 from raybench.explain import Explainer, GradCam, Lime
 from raybench.models.build import build
-from raybench.models.classifier import Card, save_checkpoint
+from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.runtime import Runtime, split_key, with_precision
 from raybench.storage import Storage
 from raybench.studies.precision import choose_precision, decide, model_keys

@@ -17,7 +17,7 @@ from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.models.backbones import backbone, trainable
 from raybench.models.build import build
-from raybench.models.classifier import Card, load_checkpoint
+from raybench.models.checkpoint import Card, load_checkpoint
 from raybench.training.batches import Images, load_images
 from raybench.training.loop import DivergedError, Trainer
 from raybench.training.recipe import Augment, Recipe
