@@ -102,6 +102,18 @@ def _turns_without_a_surrogate(root: Path, config: dict) -> None:
     config["explain"]["explainers"].append({"name": "rise", "fill": "noise"})
 
 
+def _no_lungs_for_whole_lung(root: Path, config: dict) -> None:
+    base = root / "Infection Segmentation Data" / "Infection Segmentation Data"
+    lines = ["image,label,split,infection_mask"]
+    for image in sorted(base.glob("*/*/images/*.png")):
+        split, cls = image.relative_to(base).parts[:2]
+        mask = image.parents[1] / "infection masks" / image.name
+        lines.append(f"{image.relative_to(root)},{cls},{split},{mask.relative_to(root)}")
+    (root / "index.csv").write_text("\n".join(lines))
+    config["data"] = {"name": "folder", "root": str(root), "infection_class": "COVID-19"}
+    config["preprocess"] = {"lung_masking": False}
+
+
 def _unwritable(root: Path, config: dict) -> None:
     config["output"] = "/proc/raybench"
 
@@ -137,6 +149,7 @@ CASES: list[tuple[Callable[[Path, dict], None], list[str]]] = [
             "'blocs'",
         ],
     ),
+    (_no_lungs_for_whole_lung, ["explain.explainers.1: whole_lung needs lung masks and data has"]),
     (_turns_without_a_surrogate, ["explain.explainers.2.fill", "8 that take turns"]),
     (_unwritable, ["/proc/raybench"]),
     (_unreachable, ["127.0.0.1"]),

@@ -70,9 +70,8 @@ def look(config: SweepConfig, resume: bool) -> Found:
     _check_explainers(config)
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
-    needs_lungs = config.preprocess.lung_masking or any(
-        e.needs_lungs or _needs_lungs_in_search(config, e) for e in config.explain.explainers
-    )
+    needing = _check_lungs(config)
+    needs_lungs = config.preprocess.lung_masking or needing
     inner = dataset.explain
     judged: tuple[Split, ...] = ("Val", "Test")
     trained = _look_at(
@@ -136,6 +135,22 @@ def _look_at(
         )
     finally:
         bar.close()
+
+
+def _check_lungs(config: SweepConfig) -> bool:
+    """Whether an explainer needs lung masks; an error where it does and no file name has one."""
+    explainers = config.explain.explainers
+    needing = {
+        f"explain.explainers.{index}": explainer.title
+        for index, explainer in enumerate(explainers)
+        if explainer.needs_lungs or _needs_lungs_in_search(config, explainer)
+    }
+    source: Dataset = config.data if config.data.explain is None else config.data.explain
+    if needing and all(record.lung_mask is None for record in source.records()):
+        where = "data" if config.data.explain is None else "data.explain"
+        said = f"needs lung masks and {where} has none: name them there, or leave it out"
+        raise ConfigError([f"{path}: {title} {said}" for path, title in needing.items()])
+    return bool(needing)
 
 
 def _needs_lungs_in_search(config: SweepConfig, explainer: Explainer) -> bool:

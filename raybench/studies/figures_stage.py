@@ -106,7 +106,7 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
         cells: list[PanelCell] = []
         for explainer in context.config.explain.explainers:
             cells += _cells(maps, trial_id, explainer, record.image_id, image, scores)
-        name = record.image.rsplit("/", 1)[-1]
+        name = record.image_id.rsplit("/", 1)[-1]
         rows.append(PanelRow(name, image, xray.lung_mask, xray.infection_mask, tuple(cells)))
     return explanation_panel(rows, f"{trial['backbone']} ({trial['trial_id']}), Test")
 
