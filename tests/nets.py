@@ -37,7 +37,7 @@ def _net(family: str) -> nn.Module:
     if family == "test_vit":
         return timm.create_model(family, num_classes=3, img_size=64)
     if family == "densenet121":
-        return DenseNet(growth_rate=8, block_config=(2, 2, 2, 2), num_classes=3)
+        return DenseNet(growth_rate=12, block_config=(2, 2, 2, 2), num_classes=3)
     return timm.create_model(family, num_classes=3)
 
 

@@ -91,7 +91,9 @@ class Material:
                 total += _resized(mask.astype(np.float32), _PRIOR_SHAPE)
                 n += 1
         source = "train" if n else "gaussian"
-        self._context.run.events.append("centre_prior", source=source, n_masks=n)
+        events = self._context.run.events
+        if not any(event["kind"] == "centre_prior" for event in events.read()):
+            events.append("centre_prior", source=source, n_masks=n)
         return (total / n).astype(np.float32) if n else None
 
 
