@@ -169,7 +169,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.0, 1.0])
     axes = above.subplots(2, len(FILLS) // 2 + 1).ravel()
-    axes[0].imshow(subject.image, cmap="gray")
+    axes[0].imshow(subject.image, cmap="gray", vmin=0, vmax=255)
     axes[0].set_title("untouched", fontsize=8)
     for ax, (name, fill) in zip(axes[1:], FILLS.items(), strict=False):
         among = getattr(fill, "among", None)
