@@ -13,8 +13,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
-from raybench.types import Arrays, Unit
+from raybench.types import Arrays, AttributionMap, Unit
 
 
 class Task(Protocol):
@@ -214,11 +217,19 @@ class _Loop:
                         heapq.heappush(self._ready[self._side(unit)], entry)
                     opened.n_waiting = len(units)
                     return
-                result = job.task.merge(job.subject, opened.done)
+                result = _finite(job.task.merge(job.subject, opened.done))
             except Exception as error:  # recorded for this job; the others go on
                 opened.error = message(error)
         del self._open[opened.number]
         yield Outcome(job.key, result, opened.error, opened.seconds, opened.n_forward)
+
+
+def _finite(result: Any) -> Any:
+    """Refuse a map that is not finite, before thresholds are chosen on it."""
+    if isinstance(result, AttributionMap) and not np.isfinite(result.values).all():
+        n_bad = int(np.count_nonzero(~np.isfinite(result.values)))
+        raise ExplainError(f"{n_bad} of {result.values.size} values of the map are not finite")
+    return result
 
 
 def run_jobs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier
 from raybench.models.features import feature_maps
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit, Values
+
+LIBRARY = f"grad-cam {version('grad-cam')}"
+"""Part of every answer's name: another version is asked anew."""
 
 
 class Cam(Explainer):
@@ -43,7 +47,7 @@ class Cam(Explainer):
         if done:
             return []
         asked = f"{getattr(self, 'name')} {self.layer} {subject.target}"  # noqa: B009
-        question = Question(digest("cam", asked, subject.image), 0, len(subject.image))
+        question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, len(subject.image))
         payload = {"image": subject.image, "target": subject.target}
         return [Unit("cam", payload, n_forward=1, question=question)]
 
@@ -174,7 +178,7 @@ class EigenCam(Cam):
         if done:
             return []
         asked = f"eigen_cam {self.layer} {subject.target} {self.orient}"
-        question = Question(digest("cam", asked, subject.image), 0, len(subject.image))
+        question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, len(subject.image))
         payload = {"image": subject.image, "target": subject.target}
         return [Unit("cam", payload, n_forward=1, question=question)]
 

@@ -6,6 +6,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from raybench.explain.surgery import Capped, detached_copy, replace, watch
 from raybench.models.classifier import Classifier
 from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Gray, Question, Subject, Unit, Values
+
+_LIBRARY = f"captum {version('captum')}"
 
 
 class OfGrey(nn.Module):
@@ -66,7 +69,7 @@ class PixelAttribution(Explainer):
         fields = PixelAttribution.model_fields
         asked = {k: v for k, v in self.model_dump().items() if k not in fields}
         told = f"{json.dumps(asked, sort_keys=True)} {subject.target}"
-        question = Question(digest("pixels", told, subject.image), 0, len(subject.image))
+        question = Question(digest(_LIBRARY, "pixels", told, subject.image), 0, len(subject.image))
         payload = {"image": subject.image, "target": subject.target}
         return [Unit("pixels", payload, n_forward=self.n_forward_planned(), question=question)]
 

@@ -38,7 +38,7 @@ class Occlusion(Explainer):
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
         "cells": Choice(choices=(14, 28)),
         "window": Choice(choices=(2, 4, 6)),
-        "fill": Choice(choices=("black", "blur", "neighbour")),
+        "fill": Choice(choices=("black", "blur")),
     }
 
     name: Literal["occlusion"] = "occlusion"

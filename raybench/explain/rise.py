@@ -39,7 +39,7 @@ class Rise(Explainer):
         "cells": Choice(choices=(5, 7, 10)),
         "keep": Choice(choices=(0.25, 0.5)),
         "coverage": Choice(choices=("expected", "observed")),
-        "fill": Choice(choices=("black", "blur", "neighbour")),
+        "fill": Choice(choices=("black", "blur")),
     }
 
     name: Literal["rise"] = "rise"

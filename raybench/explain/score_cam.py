@@ -14,7 +14,7 @@ from torch import nn
 from raybench.answers import digest
 from raybench.data.preprocess import resize_gray
 from raybench.explain.base import need_classifier, to_shape, untouched
-from raybench.explain.cams import Cam, look
+from raybench.explain.cams import LIBRARY, Cam, look
 from raybench.models.classifier import Classifier
 from raybench.models.forward import in_batches
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
@@ -44,7 +44,7 @@ class ScoreCam(Cam):
         """First the layer's activations, then chunks of channels, the strongest first."""
         if "cam" not in done:
             asked = f"activations {self.layer} {subject.target}"
-            question = Question(digest("cam", asked, subject.image), 0, 1)
+            question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, 1)
             payload = {"image": subject.image, "target": subject.target}
             return [Unit("cam", payload, n_forward=1, question=question)]
         if len(done) > 1:

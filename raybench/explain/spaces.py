@@ -125,7 +125,11 @@ class Space:
             for path in [p for p in found if p.rpartition(".")[2] in NEED_LUNGS]:
                 del found[path]
         conditions = _conditions(explainer)
-        order = sorted(found, key=lambda path: (path.count("."), path in conditions))
+
+        def depth(path: str) -> int:
+            return 1 + depth(conditions[path][0]) if path in conditions else 0
+
+        order = sorted(found, key=lambda path: (path.count("."), depth(path)))
         return cls(explainer, {path: found[path] for path in order})
 
     @property
@@ -186,10 +190,23 @@ class Space:
         return found
 
     def most_passes(self) -> int:
-        """Forward passes an image of the dearest settings, found one setting after the other."""
+        """Forward passes an image of the dearest settings.
+
+        Over every combination of kinds, and from each one setting after the other.
+        """
+        return max(
+            Space(variant, self.domains)._dearest()
+            for variant in [self.explainer, *self.variants()]
+        )
+
+    def _dearest(self) -> int:
+        """The same for this explainer's own kinds."""
         chosen: dict[str, Any] = {}
         most = self.explainer.n_forward_planned()
         for path, domain in self.domains.items():
+            place = locate(self.explainer, path)
+            if place is not None and place.kinds:
+                continue
             ends = domain.choices if isinstance(domain, Choice) else (domain.low, domain.high)
             for value in ends:
                 tried = chosen | {path: value}

@@ -93,7 +93,8 @@ def explain(
             return
         material = Material(context, sizes)
         material.prepare(pool, dict.fromkeys((item.trial_id, item.explainer) for item in todo))
-        asked = sorted({item.trial_id for item in todo if isinstance(item.explainer, Lime)})
+        # Of everything and not only of what is left: a resumed sweep keeps to its precision.
+        asked = sorted({item.trial_id for item in everything if isinstance(item.explainer, Lime)})
         keys = keys_of(context, pool, asked, material)
         progress = _Progress(todo)
         writer = _Writer(context)

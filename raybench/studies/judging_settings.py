@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raybench.executor import Job, Pool, run_jobs
+from raybench.errors import RaybenchError
+from raybench.executor import Job, Pool, message, run_jobs
 from raybench.explain import Explainer
+from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Candidate
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import CANDIDATES, iou_at, oriented
-from raybench.settings import Settings
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import Item, job_of
 from raybench.studies.material import Material
@@ -36,7 +37,7 @@ class Judgement:
             the threshold is fixed); NaN for an image that failed.
         n_forward: forward passes an image, the mean over those that did not fail.
         seconds: that it took now, all images together.
-        error: of the first image that failed.
+        error: how many images failed, and of what kind the first error was; None where none did.
     """
 
     curves: Floats
@@ -104,15 +105,18 @@ class Judge:
             return Judgement(known.curves, known.n_forward, 0.0, known.error)
         started = time.perf_counter()
         curves = np.full((len(self._records), len(CANDIDATES)), np.nan)
-        passes, error = [], None
+        passes, errors = [], []
         for number, found in self._maps_of(candidate.explainer):
             if isinstance(found, str):
-                error = error or f"{self._records[number].image_id}: {found}"
+                errors.append(found)
                 continue
             values, n_forward = found
             curves[number] = curve(candidate, values, self._truths[self._records[number].image_id])
             passes.append(n_forward)
         mean = float(np.mean(passes)) if passes else float("nan")
+        # The table goes to the tracking server: what went wrong is told by kind, no image named.
+        kind = errors[0].partition(":")[0] if errors else ""
+        error = f"{len(errors)} of {len(self._records)} images: {kind}" if errors else None
         judged = Judgement(curves, mean, time.perf_counter() - started, error)
         self._judged[candidate.key] = judged
         return judged
@@ -124,10 +128,7 @@ class Judge:
     def _maps_of(self, explainer: Explainer) -> Iterator[tuple[int, tuple[Values, int] | str]]:
         """Map and forward passes of each image, or what went wrong with it, in any order."""
         key = explainer.map_key
-        if _material_key(explainer) not in self._prepared:
-            self._prepared.add(_material_key(explainer))
-            self._material.prepare(self._pool, [(self._trial_id, explainer)])
-        todo = []
+        todo: list[int] = []
         for number in range(len(self._records)):
             kept = self._maps.get((key, number))
             if kept is None:
@@ -135,7 +136,8 @@ class Judge:
             else:
                 self._maps.move_to_end((key, number))
                 yield number, kept
-        for outcome in run_jobs((self._job(explainer, n) for n in todo), self._pool):
+        refused: list[tuple[int, str]] = []
+        for outcome in run_jobs(self._jobs(explainer, todo, refused), self._pool):
             assert isinstance(outcome.key, int)
             self.n_asked += outcome.n_forward
             if outcome.error is not None:
@@ -144,6 +146,26 @@ class Judge:
             found = (outcome.result.values, outcome.result.n_forward)
             self._keep((key, outcome.key), found)
             yield outcome.key, found
+        yield from refused
+
+    def _jobs(
+        self, explainer: Explainer, todo: Sequence[int], refused: list[tuple[int, str]]
+    ) -> Iterator[Job]:
+        """A job an image; what cannot even be begun is noted for its own image."""
+        if not todo:
+            return
+        try:
+            if _material_key(explainer) not in self._prepared:
+                self._material.prepare(self._pool, [(self._trial_id, explainer)])
+                self._prepared.add(_material_key(explainer))
+        except RaybenchError as error:
+            refused += [(number, message(error)) for number in todo]
+            return
+        for number in todo:
+            try:
+                yield self._job(explainer, number)
+            except RaybenchError as error:
+                refused.append((number, message(error)))
 
     def _job(self, explainer: Explainer, number: int) -> Job:
         record = self._records[number]
@@ -165,7 +187,8 @@ class Judge:
 def _material_key(explainer: Explainer) -> str:
     """Equal for settings that are given the same subjects."""
     fill = getattr(explainer, "fill", None)
-    return f"{explainer.needs_prior} {fill.model_dump_json() if isinstance(fill, Settings) else ''}"
+    near = (fill.n, fill.embedding, fill.among) if isinstance(fill, Neighbour) else None
+    return f"{explainer.needs_prior} {near}"
 
 
 def curve(candidate: Candidate, values: Values, truth: Truth) -> Floats:

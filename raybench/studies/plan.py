@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raybench.config import SweepConfig
 from raybench.explain import Explainer
+from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.studies.context import explained_images
 from raybench.training.space import searched_settings
@@ -61,6 +62,15 @@ class Plan:
         n_images = search.n_trials * self.explained["Val"] + self.explained["Test"]
         return n_models * n_images * sum(space.most_passes() for space in self.spaces)
 
+    @property
+    def n_forward_neighbours(self) -> int:
+        """Passes that find neighbours: Train and what is explained, once for each model asked."""
+        own = any(_looks_for_neighbours(e) for e in self.config.explain.explainers)
+        searched = any(_looks_for_neighbours(e) for s in self.spaces for e in s.variants())
+        n_models = self.n_full if own else len(self.config.backbones) if searched else 0
+        n_train = sum(self.images["Train"].values())
+        return n_models * (n_train + self.explained["Val"] + self.explained["Test"])
+
     def passes(self, explainer: Explainer, split: Split) -> int:
         """Forward passes of one explainer on one trial's split, at most."""
         return self.explained[split] * explainer.n_forward_planned()
@@ -90,6 +100,11 @@ class Plan:
             if explainer.is_cheap:
                 total += (self.n_trials - self.n_full) * self.explained["Val"] * each
         return total
+
+
+def _looks_for_neighbours(explainer: Explainer) -> bool:
+    fill = getattr(explainer, "fill", None)
+    return isinstance(fill, Neighbour) and fill.embedding == "features"
 
 
 def make_plan(
@@ -162,6 +177,11 @@ def _explain_lines(plan: Plan) -> Iterator[str]:
     if plan.n_trials > plan.n_full:
         yield f"  on Val by the cheap ones: the other {plan.n_trials - plan.n_full} trials"
     yield f"  in all at most {plan.n_forward:,} forward passes in {plan.n_units:,} units of work"
+    if plan.n_forward_neighbours:
+        yield (
+            f"  and {plan.n_forward_neighbours:,} to find neighbours: Train and what is explained, "
+            "once a model"
+        )
 
 
 def _search_lines(plan: Plan) -> Iterator[str]:

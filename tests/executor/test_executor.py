@@ -23,7 +23,7 @@ from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
-from raybench.types import Arrays, Subject, Unit
+from raybench.types import Arrays, Subject, Unit, Values
 
 
 @dataclass(frozen=True)
@@ -306,3 +306,16 @@ def test_helpers_find_room_beside_the_workers(monkeypatch: pytest.MonkeyPatch) -
     assert room_for_helpers(cpus=1, n_workers=1) == 4
     assert room_for_helpers(cpus=4, n_workers=4) == 3
     assert room_for_helpers(cpus=8, n_workers=3) == 0
+
+
+def test_a_map_that_is_not_finite_is_an_error_of_its_image(checkpoint: bytes) -> None:
+    class Broken(WholeLung):
+        def draw(self, subject: Subject) -> Values:
+            values = np.zeros(subject.shape, np.float32)
+            values[0, :3] = np.nan
+            return values
+
+    pool = make_pool(Execution(mode="local"), lambda key: checkpoint)
+    (outcome,) = run_jobs([Job("a", Broken(), _subjects(1)[0])], pool)
+    assert outcome.result is None
+    assert "3 of 16384 values of the map are not finite" in str(outcome.error)

@@ -18,6 +18,7 @@ from raybench.executor.jobs import Answer, Task, run_jobs
 from raybench.executor.local import LocalPool
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import GradCam, Lime, WholeLung
+from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
@@ -471,3 +472,32 @@ def test_the_plan_says_how_many_settings_and_at_most_how_many_passes(tmp_path: P
     assert "13 of each on 3 Val images, 39 in all" in text
     assert "lime (at most 50 forward passes an image): n_samples, clip_to_lungs" in text
     assert "at most 2,091 more forward passes" in text
+
+
+def test_what_cannot_even_be_begun_is_a_failed_setting_and_not_the_end(
+    checkpoint: bytes, tmp_path: Path
+) -> None:
+    """Train has three images, so ten neighbours are not to be had; the message names no image."""
+    context, pool = context_at(tmp_path), Counted(checkpoint)
+    truths = load_truths(context, ["Val"])
+    material = Material(context, SIZES)
+    judge = Judge(context, RememberingPool(pool), "t0", truths, material, None)
+    own = context.config.explain.explainers[0]
+    many = own.model_copy(update={"fill": Neighbour(n=10, embedding="pixels")})
+    judged = judge.judge(Space.of(many, {}).own())
+    assert judged.error == "3 of 3 images: ExplainError"
+    assert np.isnan(judged.curves).all()
+    few = own.model_copy(update={"fill": Neighbour(n=2, embedding="pixels")})
+    assert judge.judge(Space.of(few, {}).own()).error is None
+
+
+def test_conditions_are_drawn_after_what_they_hang_on_in_any_order() -> None:
+    domains: dict[str, Any] = {
+        "completions": Choice(choices=(2, 8)),
+        "design": Choice(choices=("paired", "completed")),
+        "surrogate": Choice(choices=("ridge", "bayesian_ridge")),
+    }
+    space = Space.of(Lime(design="paired"), domains)
+    assert list(space.domains) == ["surrogate", "design", "completions"]
+    drawn = space.resolve({"surrogate": "ridge", "design": "completed", "completions": 2})
+    assert drawn.explainer.completions == 2
