@@ -174,6 +174,10 @@ class InputXGradient(_Plain):
         return found
 
 
+# Noise is drawn for so many samples at once; with another number it would be another map.
+_NOISY_TOGETHER = 8
+
+
 class SmoothGrad(_Plain):
     """The mean gradient over noisy copies of the image (Smilkov et al. 2017)."""
 
@@ -209,7 +213,7 @@ class SmoothGrad(_Plain):
                 grey.requires_grad_(),
                 nt_type="smoothgrad",
                 nt_samples=self.n_samples,
-                nt_samples_batch_size=min(self.n_samples, model.batch_size),
+                nt_samples_batch_size=min(self.n_samples, _NOISY_TOGETHER),
                 stdevs=self.noise,
                 target=target,
                 abs=False,

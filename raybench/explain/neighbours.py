@@ -57,6 +57,11 @@ class Bank:
             ExplainError: there are fewer than n.
         """
         allowed = np.ones(len(self.features), bool)
+        if among is not None and len(self.labels) != len(self.features):
+            raise ExplainError(
+                f"among {among}: expected a label for each of the bank's {len(self.features)} "
+                f"images, found {len(self.labels)}"
+            )
         if among is not None:
             allowed &= np.array([label == among for label in self.labels], bool)
         if patient is not None and self.patients:

@@ -46,6 +46,8 @@ class SoftMasks:
 
     def drawn(self, start: int, stop: int) -> tuple[Grids, Shifts]:
         """Coins bool `[n, s, s]` and shifts `[n, 2]` (down, across) of some masks."""
+        if start == stop:
+            return np.zeros((0, self.cells, self.cells), bool), np.zeros((0, 2), np.int64)
         numbers = range(start // _BLOCK, -(-stop // _BLOCK))
         blocks = [_block(self.seed, n, self.cells, self.keep, self.cell) for n in numbers]
         part = slice(start - numbers.start * _BLOCK, stop - numbers.start * _BLOCK)

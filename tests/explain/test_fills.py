@@ -215,6 +215,8 @@ def test_the_bank_gives_the_nearest_of_other_patients() -> None:
     assert near.shape == (3, 10, 12)
     with pytest.raises(ExplainError, match=r"expected 4 neighbours .* class b, the bank has 3"):
         bank.nearest(asked, 4, among="b")
+    with pytest.raises(ExplainError, match="expected a label for each of the bank's 6 images"):
+        Bank(features, bank.load).nearest(asked, 1, among="b")
     np.testing.assert_allclose(
         distances(features[:2] * 3, features[1:]),
         [

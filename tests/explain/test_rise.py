@@ -205,3 +205,11 @@ def test_what_does_not_fit_is_refused(make_classifier: MakeClassifier, masked: G
         picture = resize_gray(masked, size)
         whole = model.predict_blended(picture, picture * 0, 3, lambda a, b: ones(b - a, *size))  # noqa: B023
         np.testing.assert_allclose(whole, model.predict(picture[None]).repeat(3, 0), atol=5e-3)
+
+
+def test_one_mask_at_a_time_is_the_same(make_classifier: MakeClassifier, masked: Gray) -> None:
+    classifier = make_classifier()
+    found, other = (
+        Rise(n_masks=10, chunk=chunk).attribute(classifier, masked, 1).values for chunk in (1, 64)
+    )
+    np.testing.assert_allclose(found, other, rtol=1e-5)
