@@ -35,7 +35,7 @@ def image(masked: Gray) -> Gray:
     return resize_gray(masked, SIZE)
 
 
-def near(ours: Values, theirs: torch.Tensor) -> None:
+def assert_near(ours: Values, theirs: torch.Tensor) -> None:
     expected = theirs.detach().numpy()
     peak = np.abs(expected).max()
     assert peak > 0
@@ -67,15 +67,15 @@ def test_gradients_are_captums(family: str, image: Gray) -> None:
         return explainer.attribute(classifier, image, 1).values
 
     gradient = captum.attr.Saliency(net).attribute(inputs.requires_grad_(), 1, abs=False)
-    near(ours(Saliency(absolute=False)), (gradient[0] * unit).sum(0))
-    near(ours(Saliency()), (gradient[0] * unit).sum(0).abs())
+    assert_near(ours(Saliency(absolute=False)), (gradient[0] * unit).sum(0))
+    assert_near(ours(Saliency()), (gradient[0] * unit).sum(0).abs())
     grey = torch.from_numpy(image / np.float32(255))
-    near(ours(InputXGradient()), (gradient[0] * unit).sum(0) * grey)
+    assert_near(ours(InputXGradient()), (gradient[0] * unit).sum(0) * grey)
     for method in ("gausslegendre", "riemann_middle"):
         path = captum.attr.IntegratedGradients(net).attribute(
             inputs, black, 1, n_steps=8, method=method
         )
-        near(ours(IntegratedGradients(n_steps=8, method=method)), path[0].sum(0))
+        assert_near(ours(IntegratedGradients(n_steps=8, method=method)), path[0].sum(0))
 
 
 @pytest.mark.parametrize("family", ["vgg16", "densenet121"])
@@ -84,7 +84,7 @@ def test_guided_backprop_and_lrp_are_captums(family: str, image: Gray) -> None:
     net, inputs, _ = direct(classifier, image)
     guided = captum.attr.GuidedBackprop(net).attribute(inputs.requires_grad_(), 1)
     found = GuidedBackprop(absolute=False).attribute(classifier, image, 1)
-    near(found.values, (guided[0] * per_grey(classifier)).sum(0))
+    assert_near(found.values, (guided[0] * per_grey(classifier)).sum(0))
     # By the epsilon rule relevance is gradient times input in a network of ReLUs (Ancona 2018).
     inputs = inputs.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(net(inputs)[0, 1], inputs)
@@ -127,7 +127,7 @@ def test_deep_lift_is_captums(image: Gray) -> None:
     classifier = Classifier(Plain().eval(), SIZE)
     net, inputs, black = direct(classifier, image)
     lifted = captum.attr.DeepLift(net.double()).attribute(inputs.double(), black.double(), 1)
-    near(DeepLift().attribute(classifier, image, 1).values, lifted[0].sum(0).float())
+    assert_near(DeepLift().attribute(classifier, image, 1).values, lifted[0].sum(0).float())
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "gamma", "alpha1_beta0"])
@@ -141,7 +141,7 @@ def test_lrp_is_captums(rule: Any, image: Gray) -> None:
         if isinstance(module, nn.Conv2d):
             module.rule = kinds[rule]()
     theirs = captum.attr.LRP(net).attribute(inputs, 1)
-    near(Lrp(rule=rule).attribute(classifier, image, 1).values, theirs[0].sum(0))
+    assert_near(Lrp(rule=rule).attribute(classifier, image, 1).values, theirs[0].sum(0))
 
 
 @pytest.mark.parametrize("family", ["vgg16", "densenet121", "tf_efficientnet_lite0", "test_resnet"])
@@ -174,9 +174,9 @@ def test_smooth_grad_is_captums_and_leaves_the_generator_alone(image: Gray) -> N
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(of_grey)).attribute(
         grey, nt_samples=6, stdevs=0.2, target=1, abs=False
     )
-    near(found, theirs[0, 0])
+    assert_near(found, theirs[0, 0])
     classifier._batch_size = 2
-    near(ours.attribute(classifier, image, 1).values, torch.from_numpy(found))
+    assert_near(ours.attribute(classifier, image, 1).values, torch.from_numpy(found))
 
 
 def test_blur_and_sign_ask_the_same_question(image: Gray) -> None:
