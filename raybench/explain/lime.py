@@ -91,8 +91,8 @@ class Lime(Explainer):
 
     @property
     def of_mask(self) -> frozenset[str]:
-        """Without the threshold where it says when an image has settled."""
-        return super().of_mask - ({"threshold"} if self.adaptive else set())
+        """Without threshold and sign where they say when an image has settled."""
+        return super().of_mask - ({"threshold", "sign"} if self.adaptive else set())
 
     def n_forward_planned(self) -> int:
         """Forward passes an image, before equal ones are merged."""
@@ -249,7 +249,7 @@ class Lime(Explainer):
         target = target_class(answers[0], subject.target)
         fit = self._fit(seen, done, target)
         areas = np.bincount(done["superpixels"]["labels"].ravel())
-        return is_settled(fit, areas, self.threshold, self.adaptive, self.seed)
+        return is_settled(fit, areas, self.threshold, self.adaptive, self.seed, self.sign)
 
     def _fill_unit(self, subject: Subject, done: Mapping[str, Arrays]) -> Unit:
         labels = done["superpixels"]["labels"]

@@ -21,7 +21,8 @@ from raybench.explain.perturbation import Keep, active_superpixels, distinct
 from raybench.explain.rows import Rows
 from raybench.explain.surrogate import Floats, LocalFit
 from raybench.explain.surrogates import Surrogate
-from raybench.types import Gray
+from raybench.signs import oriented
+from raybench.types import Gray, Sign
 
 _N_DRAWS = 100
 
@@ -190,12 +191,16 @@ def fit_of(
 
 
 def expected_iou(
-    fit: LocalFit, areas: NDArray[np.integer], threshold: float, seed: int = 0
+    fit: LocalFit,
+    areas: NDArray[np.integer],
+    threshold: float,
+    seed: int = 0,
+    sign: Sign = "both",
 ) -> float:
     """Expected IoU of the salient mask with that of another draw of the same size, 0 to 1.
 
-    The mask is that of the weights scaled to [0, 1] and cut at `threshold`; other draws are those
-    of the wild bootstrap.
+    The mask is that of the weights' part by `sign`, scaled to [0, 1] and cut at `threshold`; other
+    draws are those of the wild bootstrap. Two masks that mark nothing agree.
 
     Args:
         areas: pixels of each superpixel, `[K]`.
@@ -204,20 +209,26 @@ def expected_iou(
         return 0.0
     rng = np.random.default_rng(seed)
     signs = rng.integers(0, 2, (_N_DRAWS, len(fit.deltas))) * 2.0 - 1.0
-    drawn = _salient(fit.weights + signs @ fit.deltas, threshold)
-    found = _salient(fit.weights[None], threshold)
+    drawn = _salient(fit.weights + signs @ fit.deltas, threshold, sign)
+    found = _salient(fit.weights[None], threshold, sign)
     both = ((drawn & found) * areas).sum(axis=1)
     either = ((drawn | found) * areas).sum(axis=1)
-    return float((both / np.maximum(either, 1)).mean())
+    return float(np.where(either > 0, both / np.maximum(either, 1), 1.0).mean())
 
 
-def _salient(weights: Floats, threshold: float) -> NDArray[np.bool_]:
-    low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
-    return np.asarray(weights - low > threshold * (high - low))
+def _salient(weights: Floats, threshold: float, sign: Sign) -> NDArray[np.bool_]:
+    part = oriented(weights, sign)
+    low, high = part.min(axis=1, keepdims=True), part.max(axis=1, keepdims=True)
+    return np.asarray(part - low > threshold * (high - low))
 
 
 def is_settled(
-    fit: LocalFit, areas: NDArray[np.integer], threshold: float, tolerance: float, seed: int
+    fit: LocalFit,
+    areas: NDArray[np.integer],
+    threshold: float,
+    tolerance: float,
+    seed: int,
+    sign: Sign,
 ) -> bool:
     """Whether more samples would move the salient mask by less than the tolerance (in IoU)."""
-    return expected_iou(fit, areas, threshold, seed) >= 1.0 - tolerance
+    return expected_iou(fit, areas, threshold, seed, sign) >= 1.0 - tolerance

@@ -12,28 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raybench.types import Mask, Sign, Values
+from raybench.signs import oriented as oriented
+from raybench.types import Mask, Values
 
 CANDIDATES: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """The thresholds tried on Val: 0.05 to 0.95 in steps of 0.05."""
 
 # Levels are counted in uint8, the only depth that OpenCV's median takes with kernels above 5.
 _MOST_CANDIDATES = 255
-
-
-def oriented(values: Values, sign: Sign) -> Values:
-    """The part of a signed attribution map that a salient mask is made from, `[H, W]`.
-
-    Args:
-        sign: `both` leaves it as it is (the study: what speaks against the class is at the bottom
-            of the scale), `for` sets what speaks against the class to 0, `against` what speaks for
-            it and turns the rest round, `absolute` takes either as salient.
-    """
-    if sign == "both":
-        return values
-    if sign == "absolute":
-        return np.abs(values)
-    return np.maximum(values if sign == "for" else -values, np.float32(0))
 
 
 def min_max(values: Values) -> Values:

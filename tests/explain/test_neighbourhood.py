@@ -157,6 +157,35 @@ def test_a_tighter_tolerance_asks_more() -> None:
     assert passes[0] < passes[1] < passes[2]
 
 
+class Lopsided(Answers):
+    """Strong effects for the class that are clear, weak ones against it that are in doubt."""
+
+    def __init__(self) -> None:
+        super().__init__(0.12, 0.02)
+        self.linear = np.where(np.arange(K) < 4, 10.0, -0.3 - 0.05 * np.arange(K))
+
+
+def test_an_image_settles_on_the_mask_of_its_own_sign() -> None:
+    subject, passes, found = subject_of(np.full((10, 10 * K), 200, np.uint8)), {}, {}
+    for sign in ("both", "for", "against"):
+        lime = Lime(n_samples=1500, design="independent", adaptive=0.1, chunk=32, sign=sign)
+        found[sign] = lime.merge(subject, ask(lime, subject, Lopsided())[0])
+        passes[sign] = found[sign].n_forward
+    assert passes["both"] <= passes["for"] < passes["against"] < 1500
+    keys = {Lime(adaptive=0.1, sign=sign).map_key for sign in ("both", "against")}
+    assert len(keys) == 2, "where an image settles the map hangs on the sign"
+    assert Lime(sign="both").map_key == Lime(sign="against").map_key
+
+
+def test_masks_that_mark_nothing_agree() -> None:
+    sure = LocalFit(-np.arange(1.0, 5.0), 1.0, np.zeros(4), np.full((3, 4), 1e-3))
+    areas = np.full(4, 10)
+    assert expected_iou(sure, areas, 0.5, sign="for") == 1.0
+    unsure = LocalFit(sure.weights, 1.0, np.ones(4), np.full((3, 4), 1.0))
+    assert expected_iou(unsure, areas, 0.5, sign="for") < 0.9
+    assert expected_iou(unsure, areas, 0.5, sign="both") == 1.0  # all move by the same
+
+
 def named(classifier: Classifier) -> Classifier:
     """As if it had been loaded from a checkpoint."""
     classifier.identity = "f" * 64
