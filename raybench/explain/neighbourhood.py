@@ -101,6 +101,7 @@ class Neighbourhood:
             n_fixed(self.design),
             self.completions,
             n_together(self.design),
+            int(self.which.max()) + 1,
             nothing,
         )
 

@@ -24,6 +24,7 @@ class Rows:
         n_fixed: images at the beginning that were not drawn.
         completions: rows that show the same image, one after the other.
         n_together: images drawn together.
+        n_fills: fills that take turns to stand in.
         nothing: the answer with all switched off, where it was asked for by itself.
     """
 
@@ -34,6 +35,7 @@ class Rows:
     n_fixed: int
     completions: int
     n_together: int
+    n_fills: int
     nothing: float | None
 
 
@@ -45,7 +47,9 @@ class Drawn:
         keep: `[m, k]`, in the order drawn; what was not drawn comes last.
         answers: `[m]`.
         weights: `[m]`, above 0, of mean 1.
-        complete: every pattern that the law has is there, weighted by what the law gives it.
+        complete: every pattern that the law has is there, weighted by what the law gives it, and
+            nothing but patterns was drawn. Where fills take turns, which of them a pattern is seen
+            with is left to chance as well.
         n_effective: see `LocalFit`.
     """
 
@@ -76,7 +80,7 @@ def reweighted(rows: Rows, wanted: Floats) -> Drawn:
     keep = rows.keep[:: rows.completions, rows.active]
     answers = np.asarray(rows.answers[:: rows.completions], dtype=np.float64)
     size = keep.sum(axis=1)
-    complete, log_weights = _each_once(keep, size, wanted)
+    complete, log_weights = _each_once(keep, size, wanted, rows.n_fills)
     if not complete:
         log_weights = log_ratio(wanted, rows.law, size, rows.n_fixed)
     used = np.isfinite(log_weights)
@@ -91,12 +95,16 @@ def reweighted(rows: Rows, wanted: Floats) -> Drawn:
     return Drawn(keep[order], answers[order], weights * scale, complete, n_effective)
 
 
-def _each_once(keep: Keep, size: NDArray[np.integer], wanted: Floats) -> tuple[bool, Floats]:
-    """Whether every pattern that a law has is there, and by it the weights of all rows, `[n]`."""
+def _each_once(
+    keep: Keep, size: NDArray[np.integer], wanted: Floats, n_fills: int
+) -> tuple[bool, Floats]:
+    """Whether all that a law can draw is there, and by it the weights of all rows, `[n]`."""
     k = keep.shape[1]
     if k > ALL_PATTERNS:
         return False, np.zeros(0)
     n_wanted = round(float(np.exp(log_comb(k)[np.isfinite(wanted)]).sum()))
+    if n_fills > 1 and n_wanted:
+        return False, np.zeros(0)
     there = np.isfinite(wanted[size])
     numbers = keep @ (1 << np.arange(k))
     _, same_as, counts = np.unique(numbers, return_inverse=True, return_counts=True)

@@ -168,7 +168,7 @@ class KernelShapSurrogate(Surrogate):
     Least squares by the Shapley kernel over the active superpixels, through the answers with all
     of them and with none; the weights sum to the difference of the two. Superpixels that change
     nothing have the value 0, as they have by definition. Where all patterns are asked (8 active
-    superpixels or fewer) the values are exact, and their uncertainty is 0.
+    superpixels or fewer) of one fill the values are exact, and their uncertainty is 0.
     """
 
     name: Literal["kernel_shap"] = "kernel_shap"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import timm
 import torch
+from neighbourhoods import Shares, tiles
+from torch import nn
 
 from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess
@@ -43,3 +46,14 @@ def make_classifier() -> MakeClassifier:
         return Classifier(net, size, facts.mean, facts.std, cam_layer=LAYERS[name])
 
     return make
+
+
+@pytest.fixture
+def five_regions(monkeypatch: pytest.MonkeyPatch) -> tuple[Gray, np.ndarray, nn.Module]:
+    """A picture of six tiles, one of them black, that LIME takes for its superpixels."""
+    labels = tiles(6).repeat(4, axis=0)
+    image = (labels * 40).astype(np.uint8)  # tile 0 holds nothing
+    monkeypatch.setattr(
+        "raybench.explain.superpixels.Quickshift.segment", lambda self, image, lungs: labels
+    )
+    return image, labels, Shares(labels, 6).eval()
