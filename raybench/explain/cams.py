@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import nn
 
 from raybench.answers import digest
-from raybench.data.preprocess import resize_gray
-from raybench.errors import ExplainError, ModelError
 from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
+from raybench.explain.looking import Looked, check_sums, look
 from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier
-from raybench.models.features import feature_maps
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit, Values
 
 LIBRARY = f"grad-cam {version('grad-cam')}"
@@ -36,6 +32,9 @@ class Cam(Explainer):
         None, description="dotted path of the layer; null: the backbone's own for such maps"
     )
 
+    library: ClassVar[str]
+    """The library's name of the class."""
+
     needs_gradient: ClassVar[bool] = True
 
     def n_forward_planned(self) -> int:
@@ -44,15 +43,22 @@ class Cam(Explainer):
 
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """One unit an image."""
-        if done:
-            return []
-        asked = f"{getattr(self, 'name')} {self.layer} {subject.target}"  # noqa: B009
-        question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, len(subject.image))
-        payload = {"image": subject.image, "target": subject.target}
-        return [Unit("cam", payload, n_forward=1, question=question)]
+        return [] if done else [self._look_unit(subject, len(subject.image))]
+
+    def _look_unit(self, subject: Subject, n_rows: int) -> Unit:
+        """Ask for what the layer shows; the target is in the question where it decides the map."""
+        target = subject.target if self.needs_gradient else None
+        asked = f"{self._asked()} {target}" if self.needs_gradient else f"{self._asked()} any class"
+        question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, n_rows)
+        payload = {"image": subject.image, "target": target}
+        return Unit("cam", payload, n_forward=1, question=question)
+
+    def _asked(self) -> str:
+        """All settings that decide the answer."""
+        return f"{getattr(self, 'name')} {self.layer}"  # noqa: B009
 
     def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
-        """The rectified map at the image's size, and beside it the class, `[h, 1]`.
+        """The rectified map at the image's size, and beside it the logits, `[h, classes]`.
 
         Raises:
             ExplainError: no layer is named, the class does not depend on it, or its output is no
@@ -79,31 +85,32 @@ class Cam(Explainer):
         """The map at the ground truth's resolution."""
         answer = done["cam"]
         values = to_shape(answer["map"], subject.shape, smooth=True)
-        return AttributionMap(values, int(answer["target"].flat[0]), n_forward=1)
+        return AttributionMap(values, target_class(answer["logits"][0], subject.target), 1)
 
-    @abstractmethod
-    def _library(self) -> type[Any]:
-        """The library's class."""
-
-    # Imported where they are called: the library brings scikit-learn and matplotlib along, seconds
-    # that every process would pay that only reads the settings.
+    def _look(self, units: Sequence[Unit], model: Classifier) -> Looked:
+        name = str(getattr(self, "name"))  # noqa: B009  (each family member has one)
+        return look(name, self.layer, self.needs_gradient, units, model)
 
     def _maps(self, units: Sequence[Unit], model: Classifier) -> list[Arrays]:
         """The answers to one batch."""
-        seen = look(self, units, model)
-        raw = self._weighted(model.net, module_at(model.net, seen.path), seen)
+        seen = self._look(units, model)
+        raw = self._weighted(model.net, seen)
         rectified = np.maximum(np.asarray(raw, dtype=np.float32), 0)
         answers: list[Arrays] = []
-        for values, target, unit in zip(rectified, seen.targets, units, strict=True):
+        for values, logits, unit in zip(rectified, seen.logits, units, strict=True):
             shape = unit.payload["image"].shape
             finished = to_shape(to_shape(values, model.input_size, smooth=True), shape, smooth=True)
-            column = np.full((shape[0], 1), target, dtype=np.int32)
-            answers.append({"map": finished, "target": column})
+            answers.append({"map": finished, "logits": np.tile(logits, (shape[0], 1))})
         return answers
 
-    def _weighted(self, net: nn.Module, layer: nn.Module, seen: Looked) -> Values:
+    def _weighted(self, net: nn.Module, seen: Looked) -> Values:
+        # Imported where it is called: the library brings scikit-learn and matplotlib along,
+        # seconds that every process would pay that only reads the settings.
+        import pytorch_grad_cam
+
+        layer = module_at(net, seen.path)
         with untouched(net):
-            cam = self._library()(model=net, target_layers=[layer])
+            cam = getattr(pytorch_grad_cam, self.library)(model=net, target_layers=[layer])
             cam.activations_and_grads.release()
             found = cam.get_cam_image(
                 None, layer, None, seen.activations, seen.gradients, eigen_smooth=False
@@ -118,44 +125,36 @@ class GradCam(Cam):
     """
 
     name: Literal["grad_cam"] = "grad_cam"
-
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import GradCAM
-
-        return GradCAM  # type: ignore[no-any-return]
+    library: ClassVar[str] = "GradCAM"
 
 
 class GradCamPlusPlus(Cam):
     """Grad-CAM++ (Chattopadhay et al. 2018): weights by the positive gradients' higher powers."""
 
     name: Literal["grad_cam_plus_plus"] = "grad_cam_plus_plus"
-
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import GradCAMPlusPlus
-
-        return GradCAMPlusPlus  # type: ignore[no-any-return]
+    library: ClassVar[str] = "GradCAMPlusPlus"
 
 
 class HiResCam(Cam):
-    """HiResCAM (Draelos and Carin 2020): gradient times activation, place by place."""
+    """HiResCAM (Draelos and Carin 2020): gradient times activation, place by place.
+
+    A layer whose every place is normalised behind it is refused: there the two add up to 0.
+    """
 
     name: Literal["hires_cam"] = "hires_cam"
+    library: ClassVar[str] = "HiResCAM"
 
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import HiResCAM
-
-        return HiResCAM  # type: ignore[no-any-return]
+    def _look(self, units: Sequence[Unit], model: Classifier) -> Looked:
+        seen = super()._look(units, model)
+        check_sums(self.name, seen, model.net)
+        return seen
 
 
 class LayerCam(Cam):
     """LayerCAM (Jiang et al. 2021): positive gradient times activation, place by place."""
 
     name: Literal["layer_cam"] = "layer_cam"
-
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import LayerCAM
-
-        return LayerCAM  # type: ignore[no-any-return]
+    library: ClassVar[str] = "LayerCAM"
 
 
 class EigenCam(Cam):
@@ -171,102 +170,15 @@ class EigenCam(Cam):
         False, description="turn the component round where its negative part is the stronger"
     )
 
+    library: ClassVar[str] = "EigenCAM"
     needs_gradient: ClassVar[bool] = False
 
-    def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
-        """One unit an image."""
-        if done:
-            return []
-        asked = f"eigen_cam {self.layer} {subject.target} {self.orient}"
-        question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, len(subject.image))
-        payload = {"image": subject.image, "target": subject.target}
-        return [Unit("cam", payload, n_forward=1, question=question)]
+    def _asked(self) -> str:
+        return f"{super()._asked()} {self.orient}"
 
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import EigenCAM
-
-        return EigenCAM  # type: ignore[no-any-return]
-
-    def _weighted(self, net: nn.Module, layer: nn.Module, seen: Looked) -> Values:
-        found = super()._weighted(net, layer, seen)
+    def _weighted(self, net: nn.Module, seen: Looked) -> Values:
+        found = super()._weighted(net, seen)
         if self.orient:
             turned = -found.min(axis=(1, 2)) > found.max(axis=(1, 2))
             found = np.where(turned[:, None, None], -found, found)
         return found
-
-
-class Looked:
-    """What one pass showed of a layer.
-
-    Attributes:
-        path: the layer's.
-        activations, gradients: float32 `[N, C, h, w]`; gradients None where none were asked for.
-        targets: the class of each image.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        activations: Values,
-        gradients: Values | None,
-        targets: Sequence[int],
-    ) -> None:
-        self.path = path
-        self.activations = activations
-        self.gradients = gradients
-        self.targets = targets
-
-
-def look(explainer: Cam, units: Sequence[Unit], model: Classifier) -> Looked:
-    """Pass the units' images through the model and note what its layer gives.
-
-    Raises:
-        ExplainError, ModelError: as `Cam.run` says.
-    """
-    from pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
-
-    name, path = str(getattr(explainer, "name")), explainer.layer or model.cam_layer  # noqa: B009
-    if path is None:
-        raise ExplainError(f"{name}: name the layer, this model has no entry in the table")
-    layer, gradient = module_at(model.net, path), explainer.needs_gradient
-    reshape = feature_maps(model.net, path, model.input_size)
-    images = [resize_gray(unit.payload["image"], model.input_size) for unit in units]
-    # A frozen network gives its layers' outputs no gradient and the library's hook then stays
-    # silent; an input that asks for one gives it back whatever is frozen.
-    inputs = model.prepare(np.stack(images)).requires_grad_(gradient)
-    with untouched(model.net), torch.set_grad_enabled(gradient):
-        seen = ActivationsAndGradients(model.net, [layer], None)
-        try:
-            logits = seen(inputs)
-            rows = zip(logits.detach().cpu().numpy(), units, strict=True)
-            targets = [target_class(scores, unit.payload["target"]) for scores, unit in rows]
-            if gradient and logits.requires_grad:
-                logits[range(len(units)), targets].sum().backward()
-            activations, gradients = list(seen.activations), list(seen.gradients)
-        finally:
-            seen.release()
-    _check(name, path, activations, gradients if gradient else None)
-    try:
-        maps = reshape(activations[0]).numpy()
-        slopes = reshape(gradients[0]).numpy() if gradient else None
-    except ModelError as error:
-        raise ExplainError(f"{name}: {error}") from error
-    if slopes is not None and not slopes.any():
-        raise ExplainError(
-            f"{name}: the gradient is 0 everywhere in {path!r}; name a layer that the classes "
-            "depend on (of a transformer with a class token the last block's first normalisation)"
-        )
-    return Looked(path, maps, slopes, targets)
-
-
-def _check(
-    name: str, path: str, activations: list[torch.Tensor], gradients: list[torch.Tensor] | None
-) -> None:
-    if not activations or (gradients is not None and not gradients):
-        what = "no activation comes from" if gradients is None else "no gradient reaches"
-        raise ExplainError(f"{name}: {what} {path!r}; name a layer that the classes depend on")
-    if len(activations) > 1:
-        raise ExplainError(
-            f"{name}: {path!r} is used {len(activations)} times in a pass; name a layer that is "
-            "used once"
-        )

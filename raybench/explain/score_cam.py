@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import nn
 
 from raybench.answers import digest
 from raybench.data.preprocess import resize_gray
-from raybench.explain.base import need_classifier, to_shape, untouched
-from raybench.explain.cams import LIBRARY, Cam, look
+from raybench.explain.base import need_classifier, target_class, to_shape, untouched
+from raybench.explain.cams import Cam
 from raybench.models.classifier import Classifier
 from raybench.models.forward import in_batches
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit
@@ -34,6 +34,7 @@ class ScoreCam(Cam):
     )
     chunk: int = Field(64, ge=1, description="forward passes in a unit of work")
 
+    library: ClassVar[str] = "ScoreCAM"
     needs_gradient: ClassVar[bool] = False
 
     def n_forward_planned(self) -> int:
@@ -43,10 +44,7 @@ class ScoreCam(Cam):
     def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
         """First the layer's activations, then chunks of channels, the strongest first."""
         if "cam" not in done:
-            asked = f"activations {self.layer} {subject.target}"
-            question = Question(digest(LIBRARY, "cam", asked, subject.image), 0, 1)
-            payload = {"image": subject.image, "target": subject.target}
-            return [Unit("cam", payload, n_forward=1, question=question)]
+            return [self._look_unit(subject, 1)]
         if len(done) > 1:
             return []
         maps = self._strongest(done["cam"])
@@ -91,7 +89,8 @@ class ScoreCam(Cam):
 
     def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
         """The channels' sum, weighted by the softmax of their logits, rectified."""
-        maps, target = self._strongest(done["cam"]), int(done["cam"]["target"].flat[0])
+        maps = self._strongest(done["cam"])
+        target = target_class(done["cam"]["logits"][0], subject.target)
         names = sorted(name for name in done if name.startswith("scores:"))
         scores = np.concatenate([done[name]["logits"][:, target] for name in names])
         weights = torch.softmax(torch.from_numpy(scores), dim=0).numpy()
@@ -101,21 +100,19 @@ class ScoreCam(Cam):
             to_shape(at_input, subject.shape, smooth=True), target, n_forward=1 + len(scores)
         )
 
-    def _library(self) -> type[Any]:
-        from pytorch_grad_cam import ScoreCAM
-
-        return ScoreCAM  # type: ignore[no-any-return]
+    def _asked(self) -> str:
+        return f"activations {self.layer}"
 
     def _maps(self, units: Sequence[Unit], model: Classifier) -> list[Arrays]:
-        seen = look(self, units, model)
+        seen = self._look(units, model)
         shape = np.array([seen.activations.shape[1:]], dtype=np.int32)
         return [
             {
                 "activations": np.ascontiguousarray(maps).reshape(1, -1),
                 "shape": shape,
-                "target": np.array([[target]], dtype=np.int32),
+                "logits": logits[None],
             }
-            for maps, target in zip(seen.activations, seen.targets, strict=True)
+            for maps, logits in zip(seen.activations, seen.logits, strict=True)
         ]
 
     def _strongest(self, answer: Arrays) -> NDArray[np.float32]:

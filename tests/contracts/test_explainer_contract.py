@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from nets import FAMILIES, FIXED
+from nets import FAMILIES, FIXED, awake
 from nets import classifier_of as family_classifier
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
@@ -29,7 +29,11 @@ BRIGHTEN = walkthrough.load().Brighten
 FAMILY: tuple[type[Explainer], ...] = get_args(get_args(AnyExplainer)[0])
 MEMBERS: tuple[type[Explainer], ...] = (*FAMILY, BRIGHTEN)
 USERS = [member for member in MEMBERS if member.uses_model]
-NETS = {"test_efficientnet": "blocks.4", "test_convnext": "stages.2", "vgg16": "features.28"}
+NETS = {
+    "test_efficientnet": "blocks.4",
+    "test_convnext": "stages.2.blocks.1",
+    "vgg16": "features.28",
+}
 NEED_RELU = ("deep_lift", "lrp", "guided_backprop")
 """What the first two nets cannot be explained by; the third, which is slower, is theirs alone."""
 QUICK = {"n_samples": 40, "n_masks": 40, "cells": 6, "window": 2, "chunk": 16}
@@ -74,7 +78,7 @@ def classifier_of(net_name: str) -> Classifier:
     if net_name in FAMILIES and net_name not in timm.list_models("test_*"):
         return family_classifier(net_name)
     torch.manual_seed(0)
-    net = timm.create_model(net_name, num_classes=3).eval()
+    net = awake(timm.create_model(net_name, num_classes=3)).eval()
     with torch.no_grad():  # so that the answers move
         net.get_classifier().weight.mul_(10)
     facts = backbone(net_name)

@@ -12,6 +12,7 @@ import pytorch_grad_cam
 import torch
 from nets import FAMILIES, classifier_of
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
 
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
@@ -25,7 +26,7 @@ from raybench.explain import (
 )
 from raybench.explain.cams import Cam
 from raybench.models.classifier import Classifier
-from raybench.types import Gray, Values
+from raybench.types import Gray, Question, Subject, Values
 
 KINDS = {
     GradCam: "GradCAM",
@@ -69,7 +70,7 @@ def scaled(values: Values) -> Values:
 def test_maps_are_those_of_pytorch_grad_cam(member: type[Cam], family: str, masked: Gray) -> None:
     classifier, image = classifier_of(family), resize_gray(masked, SIZE)
     if family == "test_convnext":  # its last stage says nothing positive of a picture so small
-        classifier.cam_layer = "stages.2"
+        classifier.cam_layer = "stages.2.blocks.1"
     compared = 0
     for target in range(3):
         if member in (EigenCam, ScoreCam) and target:
@@ -99,8 +100,49 @@ def test_a_class_tokens_last_block_is_refused(masked: Gray) -> None:
         GradCam(layer=block).attribute(classifier, image)
 
 
-def test_eigen_cam_can_be_turned_round(masked: Gray) -> None:
+class Weighed(nn.Module):
+    """Channels that are all the image, by weights."""
+
+    def __init__(self, weights: tuple[float, ...]) -> None:
+        super().__init__()
+        self.layer, self.weights = nn.Identity(), nn.Parameter(torch.tensor(weights))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.layer(x[:, :1] * self.weights[:, None, None])
+        return torch.stack([seen.mean((1, 2, 3)), seen.amax((1, 2, 3))], dim=1)
+
+
+def test_eigen_cam_can_be_turned_round() -> None:
+    """What the decomposition gives is turned round where its negative part is the stronger."""
+    same = []
+    for side, larger in ((16, True), (60, False)):
+        image = np.zeros(SIZE, np.uint8)
+        image[:side, :side] = 255
+        model = Classifier(Weighed((1.0, 2.0)).eval(), SIZE, cam_layer="layer")
+        plain, turned = (
+            EigenCam(orient=o).attribute(model, image, 1).values for o in (False, True)
+        )
+        # About its mean the component is far from 0 on the smaller part: that is to be positive.
+        assert turned[(image > 0) == larger].min() > 2 * turned[(image > 0) != larger].max() >= 0
+        assert turned.max() >= plain.max() > 0
+        same.append(np.array_equal(plain, turned))
+    assert not all(same), "nothing had to be turned: the test could not fail"
+
+
+def question(explainer: Cam, target: int | None) -> Question | None:
+    picture = np.zeros(SIZE, np.uint8)
+    return explainer.plan(Subject("a", picture, None, SIZE, target), {})[0].question
+
+
+def test_where_no_class_enters_the_answer_none_enters_the_question(masked: Gray) -> None:
+    for cam in (EigenCam(), EigenCam(orient=True), ScoreCam(), ScoreCam(layer="blocks.2")):
+        assert question(cam, None) == question(cam, 0) == question(cam, 2)
+    asked = [EigenCam(), EigenCam(orient=True), EigenCam(layer="blocks.2"), ScoreCam()]
+    asked += [ScoreCam(layer="blocks.2"), GradCam(), LayerCam(), GradCam(layer="blocks.2")]
+    assert len({question(cam, 1) for cam in asked}) == len(asked)
+    assert len({question(GradCam(), target) for target in (None, 0, 1)}) == 3
     classifier, image = classifier_of("test_efficientnet"), resize_gray(masked, SIZE)
-    plain, turned = (EigenCam(orient=o).attribute(classifier, image, 1) for o in (False, True))
-    assert plain.target == turned.target == 1
-    assert turned.values.max() >= plain.values.max()
+    for cam in (EigenCam(), ScoreCam(n_channels=8)):
+        maps = [cam.attribute(classifier, image, target) for target in (0, 2, None)]
+        assert [m.target for m in maps[:2]] == [0, 2]
+        assert maps[2].target == int(classifier.predict(image[None])[0].argmax())
