@@ -2,125 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from raybench.answers import digest
-from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
-from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
+from raybench.explain.pixels import (
+    OfGrey,
+    PixelAttribution,
+    baseline_of,
+    chosen,
+    grey_tensor,
+    images_a_pass,
+    watched,
+)
 from raybench.explain.surgery import Capped, detached_copy, replace, watch
 from raybench.models.classifier import Classifier
 from raybench.settings import Choice, Range
-from raybench.types import Arrays, AttributionMap, Gray, Question, Subject, Unit, Values
-
-_LIBRARY = f"captum {version('captum')}"
-
-
-class OfGrey(nn.Module):
-    """A network as a function of the grey level: float `[N, 1, H, W]` in [0, 1] to logits.
-
-    So black is 0, a share of the grey range is a share of 1, and a pixel has one attribution: the
-    sum over the three channels that repeat it.
-    """
-
-    def __init__(self, net: nn.Module, normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.net = net
-        self._normalise = normalise
-
-    def forward(self, grey: torch.Tensor) -> torch.Tensor:
-        """Logits `[N, C]`."""
-        logits: torch.Tensor = self.net(self._normalise(grey * 255.0))
-        return logits
-
-
-class PixelAttribution(Explainer):
-    """What a target's logit owes to each pixel, at the classifier's input size.
-
-    The input is the grey level from 0 (black) to 1, so the normalisation belongs to the model.
-    """
-
-    search_space: ClassVar[Mapping[str, Range | Choice]] = {
-        "blur": Choice(choices=(0.0, 0.01, 0.02, 0.05, 0.1))
-    }
-
-    absolute: bool = Field(False, description="the size of each pixel's value without its sign")
-    blur: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="deviation of a Gaussian filter on the map, as a share of its shorter side",
-    )
-
-    def plan(self, subject: Subject, done: Mapping[str, Arrays]) -> list[Unit]:
-        """One unit an image; `absolute` and `blur` are applied to its answer, and ask nothing."""
-        if done:
-            return []
-        fields = PixelAttribution.model_fields
-        asked = {k: v for k, v in self.model_dump().items() if k not in fields}
-        told = f"{json.dumps(asked, sort_keys=True)} {subject.target}"
-        question = Question(digest(_LIBRARY, "pixels", told, subject.image), 0, len(subject.image))
-        payload = {"image": subject.image, "target": subject.target}
-        return [Unit("pixels", payload, n_forward=self.n_forward_planned(), question=question)]
-
-    def run(self, unit: Unit, classifier: Classifier | None) -> Arrays:
-        """The signed map at the image's size, and beside it the class, `[h, 1]`.
-
-        Raises:
-            ExplainError: there is no such class, or the method cannot be applied to the network.
-        """
-        model = need_classifier(unit, classifier)
-        image = unit.payload["image"]
-        asked = resize_gray(image, model.input_size)
-        with untouched(model.net), torch.enable_grad():
-            values, target = self._attributed(model, asked, unit.payload["target"])
-        found = values.detach().float().cpu().numpy()
-        return {
-            "map": to_shape(found, image.shape, smooth=True),
-            "target": np.full((len(image), 1), target, dtype=np.int32),
-        }
-
-    def merge(self, subject: Subject, done: Mapping[str, Arrays]) -> AttributionMap:
-        """The map at the ground truth's resolution."""
-        import cv2
-
-        values: Values = done["pixels"]["map"]
-        if self.absolute:
-            values = np.abs(values)
-        if self.blur:
-            deviation = self.blur * min(values.shape)
-            values = np.asarray(cv2.GaussianBlur(values, (0, 0), deviation), dtype=np.float32)
-        return AttributionMap(
-            to_shape(values, subject.shape, smooth=True),
-            int(done["pixels"]["target"].flat[0]),
-            self.n_forward_planned(),
-        )
-
-    @abstractmethod
-    def _attributed(
-        self, model: Classifier, image: Gray, target: int | None
-    ) -> tuple[torch.Tensor, int]:
-        """Attributions `[H, W]` of an image at the input size, and the class."""
-
-
-def grey_tensor(model: Classifier, image: Gray) -> torch.Tensor:
-    """A grey image as float `[1, 1, H, W]` in [0, 1] on the model's device."""
-    return torch.from_numpy(image / np.float32(255.0)).to(model.device)[None, None]
-
-
-def chosen(logits: torch.Tensor, target: int | None) -> int:
-    """The class to explain, by the logits `[1, C]`."""
-    return target_class(logits[0].detach().float().cpu().numpy(), target)
+from raybench.types import Gray
 
 
 class _Plain(PixelAttribution):
@@ -134,15 +38,21 @@ class _Plain(PixelAttribution):
         self, model: Classifier, image: Gray, target: int | None
     ) -> tuple[torch.Tensor, int]:
         net, grey = OfGrey(model.net, model.normalise), grey_tensor(model, image)
-        with torch.no_grad():
-            of = chosen(net(grey), target)
-        return self._by_captum(net, grey, image, of, model)[0, 0], of
+        logits, n_bytes = watched(net, grey)
+        of, together = chosen(logits, target), images_a_pass(n_bytes, model)
+        return self._by_captum(net, grey, image, of, model, together)[0, 0], of
 
     @abstractmethod
     def _by_captum(
-        self, net: OfGrey, grey: torch.Tensor, image: Gray, target: int, model: Classifier
+        self,
+        net: OfGrey,
+        grey: torch.Tensor,
+        image: Gray,
+        target: int,
+        model: Classifier,
+        together: int,
     ) -> torch.Tensor:
-        """Attributions `[1, 1, H, W]`."""
+        """Attributions `[1, 1, H, W]`, at most so many images differentiated together."""
 
 
 class Saliency(_Plain):
@@ -152,7 +62,13 @@ class Saliency(_Plain):
     absolute: bool = Field(True, description="the size of each pixel's value without its sign")
 
     def _by_captum(
-        self, net: OfGrey, grey: torch.Tensor, image: Gray, target: int, model: Classifier
+        self,
+        net: OfGrey,
+        grey: torch.Tensor,
+        image: Gray,
+        target: int,
+        model: Classifier,
+        together: int,
     ) -> torch.Tensor:
         from captum.attr import Saliency as Library
 
@@ -166,12 +82,34 @@ class InputXGradient(_Plain):
     name: Literal["input_x_gradient"] = "input_x_gradient"
 
     def _by_captum(
-        self, net: OfGrey, grey: torch.Tensor, image: Gray, target: int, model: Classifier
+        self,
+        net: OfGrey,
+        grey: torch.Tensor,
+        image: Gray,
+        target: int,
+        model: Classifier,
+        together: int,
     ) -> torch.Tensor:
         from captum.attr import InputXGradient as Library
 
         found: torch.Tensor = Library(net).attribute(grey.requires_grad_(), target)
         return found
+
+
+def _in_parts(together: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """captum's gradients of the target's logits, of so many images at a time, at most."""
+    from captum._utils.gradient import compute_gradients
+
+    def gradients(
+        net: nn.Module, inputs: tuple[torch.Tensor, ...], target: int, *rest: Any
+    ) -> tuple[torch.Tensor, ...]:
+        parts = [
+            compute_gradients(net, (part.detach().requires_grad_(),), target, *rest)[0]
+            for part in torch.split(inputs[0], together)
+        ]
+        return (torch.cat(parts),)
+
+    return gradients
 
 
 # Noise is drawn for so many samples at once; with another number it would be another map.
@@ -201,15 +139,23 @@ class SmoothGrad(_Plain):
         return 1 + self.n_samples
 
     def _by_captum(
-        self, net: OfGrey, grey: torch.Tensor, image: Gray, target: int, model: Classifier
+        self,
+        net: OfGrey,
+        grey: torch.Tensor,
+        image: Gray,
+        target: int,
+        model: Classifier,
+        together: int,
     ) -> torch.Tensor:
         from captum.attr import NoiseTunnel
         from captum.attr import Saliency as Library
 
+        library = Library(net)
+        library.gradient_func = _in_parts(together)  # the noise stays what it is
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            found: torch.Tensor = NoiseTunnel(Library(net)).attribute(
+            found: torch.Tensor = NoiseTunnel(library).attribute(
                 grey.requires_grad_(),
                 nt_type="smoothgrad",
                 nt_samples=self.n_samples,
@@ -219,15 +165,6 @@ class SmoothGrad(_Plain):
                 abs=False,
             )
         return found
-
-
-def baseline_of(image: Gray, kind: str, blur: float) -> Gray:
-    """What an attribution is held against: uint8 `[H, W]`, black or the image blurred."""
-    import cv2
-
-    if kind == "black":
-        return np.zeros_like(image)
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), blur * min(image.shape)), dtype=np.uint8)
 
 
 class IntegratedGradients(_Plain):
@@ -241,6 +178,10 @@ class IntegratedGradients(_Plain):
         "absolute": Choice(choices=(False, True)),
         "n_steps": Choice(choices=(10, 25, 50)),
         "baseline": Choice(choices=("black", "blurred")),
+    }
+
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "baseline_blur": ("baseline", ("blurred",))
     }
 
     name: Literal["integrated_gradients"] = "integrated_gradients"
@@ -260,7 +201,13 @@ class IntegratedGradients(_Plain):
         return 1 + self.n_steps
 
     def _by_captum(
-        self, net: OfGrey, grey: torch.Tensor, image: Gray, target: int, model: Classifier
+        self,
+        net: OfGrey,
+        grey: torch.Tensor,
+        image: Gray,
+        target: int,
+        model: Classifier,
+        together: int,
     ) -> torch.Tensor:
         from captum.attr import IntegratedGradients as Library
 
@@ -271,7 +218,7 @@ class IntegratedGradients(_Plain):
             target,
             n_steps=self.n_steps,
             method=self.method,
-            internal_batch_size=model.batch_size,
+            internal_batch_size=together,
         )
         return found.float()  # type: ignore[no-any-return]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from raybench.errors import ExplainError
-from raybench.explain.gradients import (
+from raybench.explain.pixels import (
     OfGrey,
     PixelAttribution,
     baseline_of,
@@ -50,6 +50,10 @@ class DeepLift(PixelAttribution):
         **PixelAttribution.search_space,
         "absolute": Choice(choices=(False, True)),
         "baseline": Choice(choices=("black", "blurred")),
+    }
+
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "baseline_blur": ("baseline", ("blurred",))
     }
 
     name: Literal["deep_lift"] = "deep_lift"
@@ -107,6 +111,11 @@ class Lrp(PixelAttribution):
     search_space: ClassVar[Mapping[str, Range | Choice]] = {
         **PixelAttribution.search_space,
         "rule": Choice(choices=("epsilon", "gamma", "alpha1_beta0")),
+    }
+
+    search_if: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {
+        "epsilon": ("rule", ("epsilon",)),
+        "gamma": ("rule", ("gamma",)),
     }
 
     name: Literal["lrp"] = "lrp"

@@ -23,9 +23,9 @@ from raybench.explain import (
     Saliency,
     SmoothGrad,
 )
-from raybench.explain.gradients import PixelAttribution
+from raybench.explain.pixels import PixelAttribution, images_a_pass, watched
 from raybench.models.classifier import Classifier
-from raybench.types import Gray, Values
+from raybench.types import Gray, Subject, Values
 
 SIZE = (64, 64)
 
@@ -180,8 +180,6 @@ def test_smooth_grad_is_captums_and_leaves_the_generator_alone(image: Gray) -> N
 
 
 def test_blur_and_sign_ask_the_same_question(image: Gray) -> None:
-    from raybench.types import Subject
-
     asked = Subject("a", image, None, SIZE, 1)
     units = [
         e.plan(asked, {})[0].question
@@ -192,6 +190,54 @@ def test_blur_and_sign_ask_the_same_question(image: Gray) -> None:
     sharp, smooth = (Saliency(absolute=False, blur=b).merge(asked, done).values for b in (0, 0.05))
     assert np.ptp(smooth) < np.ptp(sharp)
     assert Saliency().merge(asked, done).values.min() == 0.5
+
+
+def test_settings_without_effect_are_no_part_of_the_question(image: Gray) -> None:
+    def question(explainer: PixelAttribution) -> Any:
+        return explainer.plan(Subject("a", image, None, SIZE, 1), {})[0].question
+
+    for member in (IntegratedGradients, DeepLift):
+        assert question(member(baseline_blur=0.3)) == question(member())
+        blurred = [question(member(baseline="blurred", baseline_blur=b)) for b in (0.1, 0.3)]
+        assert len({*blurred, question(member())}) == 3
+    assert question(Lrp(gamma=3)) == question(Lrp())
+    assert question(Lrp(rule="gamma", epsilon=0.1)) == question(Lrp(rule="gamma"))
+    assert question(Lrp(rule="alpha1_beta0", epsilon=0.1, gamma=3)) == question(
+        Lrp(rule="alpha1_beta0")
+    )
+    kinds = [Lrp(rule="gamma", gamma=3), Lrp(rule="gamma"), Lrp(epsilon=0.1), Lrp()]
+    assert len({question(lrp) for lrp in [*kinds, Lrp(rule="alpha1_beta0")]}) == 5
+
+
+@pytest.mark.parametrize("family", ["test_efficientnet", "test_vit", "densenet121"])
+def test_gradients_in_small_batches_are_those_in_large_ones(
+    family: str, image: Gray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, sizes = classifier_of(family), []
+    handle = classifier.net.register_forward_hook(lambda m, x, y: sizes.append(len(y)))
+    _, n_bytes = watched(classifier.net, classifier.prepare(image[None]))
+    for explainer in (IntegratedGradients(n_steps=12), SmoothGrad(n_samples=12)):
+        found, most = [], []
+        for room in (10**12, 3 * n_bytes):
+            monkeypatch.setattr("raybench.explain.pixels._KEPT", room)
+            sizes.clear()
+            found.append(explainer.attribute(classifier, image, 1).values)
+            most.append(max(sizes))
+            classifier._batch_size = 2 if len(found) == 1 else 32  # plays no part
+        assert 2 <= most[1] <= 4 < most[0]
+        peak = np.abs(found[0]).max()
+        np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-6 * peak)
+    handle.remove()
+
+
+def test_what_a_pass_keeps_is_counted() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.GELU()).requires_grad_(False)
+    logits, n_bytes = watched(net, torch.zeros(1, 3, 16, 16))
+    assert not logits.requires_grad
+    # What goes into the convolution and into each GELU; weights are there anyway.
+    assert n_bytes == (3 + 8 + 8) * 16 * 16 * 4
+    model = Classifier(net, (16, 16))
+    assert [images_a_pass(n, model) for n in (0, 2**26, 2**40)] == [8, 4, 1]
 
 
 class Twice(nn.Module):
