@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ from torch import nn
 from raybench.answers import AnswerStore
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError
+from raybench.explain.given import check_image, wrap
 from raybench.models.classifier import Classifier
 from raybench.settings import Settings
 from raybench.types import Arrays, AttributionMap, Mask, Sign, Subject, Unit, Values
@@ -149,7 +149,7 @@ class Explainer(Settings):
             ExplainError: the image is not uint8 `[H, W]`, the lung mask is not bool of the same
                 shape, a needed one is missing, or the model has no such class.
         """
-        _check_image(image, lung_mask)
+        check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
         subject = self._subject(classifier, image, target, lung_mask)
         if neighbours is not None:
@@ -198,7 +198,7 @@ class Explainer(Settings):
         if not images:
             return []
         for image, lung_mask in zip(images, lungs, strict=True):
-            _check_image(image, lung_mask)
+            check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, images[0].shape)
         subjects = [
             self._subject(classifier, *each) for each in zip(images, wanted, lungs, strict=True)
@@ -239,29 +239,6 @@ class Explainer(Settings):
         if store is None:
             return self.run(unit, classifier), unit.n_forward
         return store.answer(unit, classifier.identity, lambda: self.run(unit, classifier))
-
-
-def _check_image(image: NDArray[np.uint8], lung_mask: Mask | None) -> None:
-    if image.dtype != np.uint8 or image.ndim != 2:
-        raise ExplainError(f"expected a uint8 [H, W] image, got {image.dtype} {image.shape}")
-    if lung_mask is not None and (lung_mask.dtype != bool or lung_mask.shape != image.shape):
-        raise ExplainError(
-            f"expected a bool lung mask of the image's shape {image.shape}, "
-            f"got {lung_mask.dtype} {lung_mask.shape}"
-        )
-
-
-def wrap(net: nn.Module, shape: tuple[int, ...]) -> Classifier:
-    """A `Classifier` around a bare module, by timm's record of it where it carries one.
-
-    The module stays on its device.
-    """
-    cfg = getattr(net, "pretrained_cfg", None) or {}
-    mean = cfg.get("mean", (0.485, 0.456, 0.406))
-    std = cfg.get("std", (0.229, 0.224, 0.225))
-    first = next(net.parameters(), None)
-    device = "cpu" if first is None else str(first.device)
-    return Classifier(net, (shape[0], shape[1]), mean, std, device=device)
 
 
 def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:
@@ -310,21 +287,3 @@ def to_shape(values: NDArray[np.generic], shape: tuple[int, int], smooth: bool) 
         return array
     how = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
     return np.asarray(cv2.resize(array, (shape[1], shape[0]), interpolation=how), dtype=np.float32)
-
-
-@contextmanager
-def untouched(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients inside; all of it as it was found afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    parameters = [(p, p.requires_grad, p.grad) for p in net.parameters()]
-    net.eval()
-    for parameter, _, _ in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from raybench.answers import digest
-from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
+from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
+from raybench.explain.given import untouched
 from raybench.explain.looking import Looked, check_sums, look
 from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier

@@ -12,7 +12,8 @@ from torch import nn
 
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError, ModelError
-from raybench.explain.base import target_class, untouched
+from raybench.explain.base import target_class
+from raybench.explain.given import untouched
 from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier
 from raybench.models.features import feature_maps, read_instead

@@ -15,7 +15,8 @@ from torch import nn
 
 from raybench.answers import digest
 from raybench.data.preprocess import resize_gray
-from raybench.explain.base import Explainer, need_classifier, target_class, to_shape, untouched
+from raybench.explain.base import Explainer, need_classifier, target_class, to_shape
+from raybench.explain.given import untouched
 from raybench.models.classifier import Classifier
 from raybench.settings import Choice, Range
 from raybench.types import Arrays, AttributionMap, Gray, Question, Subject, Unit, Values

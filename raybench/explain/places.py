@@ -116,3 +116,36 @@ def kinds_of(member: type[Settings]) -> tuple[str, ...]:
 def _is_whole(annotation: Any) -> bool:
     parts = (annotation, *get_args(annotation))
     return int in parts and float not in parts
+
+
+_IF = {"threshold": (RULE, ("fixed",))}
+
+
+def conditions(explainer: Explainer) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """By path: which other setting decides whether it matters, and with which values."""
+    return _IF | dict(_all_conditions(type(explainer), ""))
+
+
+def _all_conditions(kind: type[Settings], prefix: str) -> Iterator[tuple[str, Any]]:
+    for path, (other, values) in kind.search_if.items():
+        yield f"{prefix}{path}", (f"{prefix}{other}", values)
+    for name, field in kind.model_fields.items():
+        for member in members(field.annotation):
+            for tag in ("", *(f"{kind_name}." for kind_name in kinds_of(member))):
+                yield from _all_conditions(member, f"{prefix}{name}.{tag}")
+
+
+def holds(
+    condition: tuple[str, tuple[Any, ...]] | None,
+    explainer: Explainer,
+    raw: dict[str, Any],
+    rule: str,
+) -> bool:
+    """Whether a condition is met by settings `raw` and a threshold rule."""
+    if condition is None:
+        return True
+    other, values = condition
+    if other == RULE:
+        return rule in values
+    place = locate(explainer, other)
+    return place is not None and place.read(raw) in values

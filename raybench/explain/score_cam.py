@@ -13,8 +13,9 @@ from torch import nn
 
 from raybench.answers import digest
 from raybench.data.preprocess import resize_gray
-from raybench.explain.base import need_classifier, target_class, to_shape, untouched
+from raybench.explain.base import need_classifier, target_class, to_shape
 from raybench.explain.cams import Cam
+from raybench.explain.given import untouched
 from raybench.models.classifier import Classifier
 from raybench.models.forward import in_batches
 from raybench.types import Arrays, AttributionMap, Question, Subject, Unit

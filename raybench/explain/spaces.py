@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from raybench.explain.base import Explainer
-from raybench.explain.places import RULE, kinds_of, locate, members
+from raybench.explain.places import RULE, conditions, holds, kinds_of, locate, members
 from raybench.settings import Choice, Domain, Range, Settings
 
 Rule = Literal["fixed", "val"]
@@ -35,8 +35,6 @@ OF_ANY_MAP: Mapping[str, Range | Choice] = {
 
 NEED_LUNGS = ("clip_to_lungs", "confine")
 """Settings that are of no use without lung masks."""
-
-_IF = {"threshold": (RULE, ("fixed",))}
 
 Suggest = Callable[[str, Range | Choice, bool], Any]
 """Draws a value: a name, a domain, and whether only whole numbers will do."""
@@ -124,10 +122,10 @@ class Space:
         if named is None and not with_lungs:
             for path in [p for p in found if p.rpartition(".")[2] in NEED_LUNGS]:
                 del found[path]
-        conditions = _conditions(explainer)
+        depends = conditions(explainer)
 
         def depth(path: str) -> int:
-            return 1 + depth(conditions[path][0]) if path in conditions else 0
+            return 1 + depth(depends[path][0]) if path in depends else 0
 
         order = sorted(found, key=lambda path: (path.count("."), depth(path)))
         return cls(explainer, {path: found[path] for path in order})
@@ -155,11 +153,11 @@ class Space:
             pydantic.ValidationError: the drawn values do not go together.
         """
         explainer, drawn = self.explainer, dict[str, Any]()
-        conditions, raw = _conditions(self.explainer), self.explainer.model_dump()
+        depends, raw = conditions(self.explainer), self.explainer.model_dump()
         for path, domain in self.domains.items():
             place = locate(explainer, path)
             rule = drawn.get(RULE, self.own_rule)
-            if place is None or not _holds(conditions.get(path), explainer, raw, rule):
+            if place is None or not holds(depends.get(path), explainer, raw, rule):
                 continue
             drawn[path] = suggest(path, self._with_own(path, domain), place.whole)
             if path == RULE:
@@ -272,34 +270,6 @@ def _spaces(settings: Settings | None, kind: type[Settings]) -> Iterator[tuple[s
                 own = held if isinstance(held, member) else None
                 for path, item in _spaces(own, member):
                     yield f"{prefix}.{path}", item
-
-
-def _conditions(explainer: Explainer) -> dict[str, tuple[str, tuple[Any, ...]]]:
-    return _IF | dict(_all_conditions(type(explainer), ""))
-
-
-def _all_conditions(kind: type[Settings], prefix: str) -> Iterator[tuple[str, Any]]:
-    for path, (other, values) in kind.search_if.items():
-        yield f"{prefix}{path}", (f"{prefix}{other}", values)
-    for name, field in kind.model_fields.items():
-        for member in members(field.annotation):
-            for tag in ("", *(f"{kind_name}." for kind_name in kinds_of(member))):
-                yield from _all_conditions(member, f"{prefix}{name}.{tag}")
-
-
-def _holds(
-    condition: tuple[str, tuple[Any, ...]] | None,
-    explainer: Explainer,
-    raw: dict[str, Any],
-    rule: str,
-) -> bool:
-    if condition is None:
-        return True
-    other, values = condition
-    if other == RULE:
-        return rule in values
-    place = locate(explainer, other)
-    return place is not None and place.read(raw) in values
 
 
 def plain(value: Any, whole: bool) -> Any:

@@ -19,7 +19,7 @@ from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
 from raybench.explain import AnyExplainer, Explainer
-from raybench.explain.base import wrap
+from raybench.explain.given import wrap
 from raybench.models.backbones import backbone
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, AttributionMap, ChestXray, Gray, Subject, Unit

@@ -16,7 +16,7 @@ from torch import nn
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExplainError, ModelError
 from raybench.explain import GradCam
-from raybench.explain.base import untouched
+from raybench.explain.given import untouched
 from raybench.models.classifier import Classifier
 from raybench.types import Gray, Values
 
