@@ -153,9 +153,7 @@ class Explainer(Settings):
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
         subject = self._subject(classifier, image, target, lung_mask)
         if neighbours is not None:
-            size = (subject.image.shape[0], subject.image.shape[1])
-            near = np.stack([resize_gray(each, size) for each in neighbours])
-            subject = replace(subject, neighbours=near)
+            subject = _beside(subject, neighbours)
         done: dict[str, Arrays] = {}
         started, n_asked = time.perf_counter(), 0
         while units := self.plan(subject, done):
@@ -239,6 +237,12 @@ class Explainer(Settings):
         if store is None:
             return self.run(unit, classifier), unit.n_forward
         return store.answer(unit, classifier.identity, lambda: self.run(unit, classifier))
+
+
+def _beside(subject: Subject, neighbours: NDArray[np.uint8]) -> Subject:
+    """The image with its neighbours, brought to its grid."""
+    size = (subject.image.shape[0], subject.image.shape[1])
+    return replace(subject, neighbours=np.stack([resize_gray(each, size) for each in neighbours]))
 
 
 def need_classifier(unit: Unit, classifier: Classifier | None) -> Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,18 +93,7 @@ def _pass(
 
     layer = module_at(net, path)
 
-    def begin(module: nn.Module, args: Any, output: Any) -> torch.Tensor | None:
-        if not isinstance(output, torch.Tensor):
-            raise ExplainError(
-                f"{name}: expected feature maps from {path!r}, found a {type(output).__name__}; "
-                "name a layer inside that gives a single tensor"
-            )
-        # The graph begins here: what lies before the layer needs no gradient, which saves its
-        # memory and half of the time. Whether the network is frozen does not matter then. The
-        # copy may be changed in place, as the first of a graph may not.
-        return output.detach().requires_grad_().clone() if gradient else None
-
-    handle = layer.register_forward_hook(begin)
+    handle = layer.register_forward_hook(_begin(name, path, gradient))
     with untouched(net), torch.set_grad_enabled(gradient):
         seen = ActivationsAndGradients(net, [layer], None)
         try:
@@ -127,6 +116,25 @@ def _pass(
             "used once"
         )
     return scores, targets, activations[0], gradients[0] if gradient else None
+
+
+def _begin(name: str, path: str, gradient: bool) -> Callable[..., torch.Tensor | None]:
+    """A hook of the layer: with it the graph begins there.
+
+    What lies before the layer needs no gradient then, which saves its memory and half of the time,
+    and whether the network is frozen does not matter. The layer's output is handed on as a copy,
+    which may be changed in place, as the first of a graph may not.
+    """
+
+    def begin(module: nn.Module, args: Any, output: Any) -> torch.Tensor | None:
+        if not isinstance(output, torch.Tensor):
+            raise ExplainError(
+                f"{name}: expected feature maps from {path!r}, found a {type(output).__name__}; "
+                "name a layer inside that gives a single tensor"
+            )
+        return output.detach().requires_grad_().clone() if gradient else None
+
+    return begin
 
 
 def _check_slopes(name: str, path: str, gradients: Values, net: nn.Module) -> None:

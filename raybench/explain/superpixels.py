@@ -16,6 +16,12 @@ from raybench.explain.regions import Superpixels, on_grid
 from raybench.settings import Choice, Range, named
 from raybench.types import Gray, Question, Subject, Unit
 
+_BY_NUMBER: Mapping[str, Range | Choice] = {
+    **Superpixels.search_space,
+    "n_segments": Choice(choices=(30, 50, 100)),
+}
+"""What is searched of kinds that are told how many superpixels to make."""
+
 
 class Quickshift(Superpixels):
     """Quickshift (Vedaldi and Soatto 2008), with lime's defaults."""
@@ -47,10 +53,7 @@ class Quickshift(Superpixels):
 class Slic(Superpixels):
     """SLIC (Achanta et al. 2012): k-means in lightness and place from a grid of seeds."""
 
-    search_space: ClassVar[Mapping[str, Range | Choice]] = {
-        **Superpixels.search_space,
-        "n_segments": Choice(choices=(30, 50, 100)),
-    }
+    search_space: ClassVar[Mapping[str, Range | Choice]] = _BY_NUMBER
 
     name: Literal["slic"] = "slic"
     n_segments: int = Field(50, ge=1, le=10_000, description="superpixels, about")
@@ -93,10 +96,7 @@ class Felzenszwalb(Superpixels):
 class CompactWatershed(Superpixels):
     """Compact watershed (Neubert and Protzel 2014) of the Sobel gradient, from a grid of seeds."""
 
-    search_space: ClassVar[Mapping[str, Range | Choice]] = {
-        **Superpixels.search_space,
-        "n_segments": Choice(choices=(30, 50, 100)),
-    }
+    search_space: ClassVar[Mapping[str, Range | Choice]] = _BY_NUMBER
 
     name: Literal["watershed"] = "watershed"
     n_segments: int = Field(50, ge=1, le=10_000, description="superpixels, about")
