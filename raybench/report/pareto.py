@@ -25,7 +25,8 @@ def pareto(trials: pd.DataFrame) -> Figure:
 
     Up and to the left is better. Grey steps are the front of all: for so many passes, the highest
     IoU of any explainer; thin steps that of one explainer's settings. Colours come again with
-    another marker, so that the two together are an explainer's own. Winners are ringed, the settings of the sweep file are black crosses. Explainers of equal cost stand beside each other,
+    another marker, so that the two together are an explainer's own. Winners are ringed, the
+    settings of the sweep file are black crosses. Explainers of equal cost stand beside each other,
     a little to the left and right of it.
 
     Args:
