@@ -144,9 +144,14 @@ def _jobs(
     """A job for each item; an image that cannot be read any more is recorded for itself.
 
     Args:
+        todo: trial by trial.
         keys: of the models by trial, where they differ from the trial's id.
     """
+    trial_id = NO_TRIAL
     for item in todo:
+        if item.trial_id != trial_id:
+            material.release(trial_id)
+            trial_id = item.trial_id
         try:
             job = job_of(material, item)
         except RaybenchError as error:
