@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from raybench.data.preprocess import resize_gray
@@ -20,13 +20,14 @@ from raybench.studies.context import Context, progress_bar
 from raybench.types import Gray, Mask, XrayRecord
 
 _BATCH = 32
-_IN_MEMORY = 128
-"""Train images kept decoded: those that are near to one image are near to others."""
+_KEPT_BYTES = 64 * 2**20
+"""Of Train's images decoded: those that are near to one image are near to others."""
 
 _PIXELS = ""
 """Stands for the model where images are compared by their pixels."""
 
 _Name = tuple[str, str]
+_Decoded = tuple[Gray, Mask | None]
 _Features = dict[_Name, NDArray[np.float32]]
 
 
@@ -50,7 +51,8 @@ class Banks:
         self._context = context
         self._train = context.of("Train")
         self._seen: dict[str, _Seen] = {}
-        self._load = lru_cache(maxsize=_IN_MEMORY)(self._decode)
+        kept: LRUCache[int, _Decoded] = LRUCache(_KEPT_BYTES, _n_bytes)
+        self._load = cached(kept)(lambda number: self._decode(self._train[number]))
 
     def prepare(
         self, pool: Pool, trial_id: str, size: tuple[int, int], fills: Iterable[Neighbour]
@@ -94,7 +96,7 @@ class Banks:
         train = self._train
         bank = Bank(
             np.stack([features.pop(_name(record)) for record in train]),
-            lambda number: self._load(train[number]),
+            self._load,
             [record.label for record in train],
             [record.patient for record in train],
         )
@@ -132,7 +134,7 @@ class Banks:
     def _image(self, record: XrayRecord) -> Gray:
         return self._decode(record)[0]
 
-    def _decode(self, record: XrayRecord) -> tuple[Gray, Mask | None]:
+    def _decode(self, record: XrayRecord) -> _Decoded:
         # Train is the classifiers'; all others are explained.
         of = self._context.dataset if record.split == "Train" else self._context.source
         xray = of.load(record)
@@ -142,3 +144,8 @@ class Banks:
 def _name(record: XrayRecord) -> _Name:
     """Apart from that of another data set's image: of that no image is in Train."""
     return record.split, record.image_id
+
+
+def _n_bytes(decoded: _Decoded) -> int:
+    image, lungs = decoded
+    return image.nbytes + (0 if lungs is None else lungs.nbytes)
