@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from raybench.errors import RunFolderError
+from raybench.errors import DataError, RunFolderError
 from raybench.executor.jobs import Answer, run_jobs
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import GradCam, Lime
@@ -27,6 +28,7 @@ from raybench.studies.judging_settings import Judge
 from raybench.studies.material import Material
 from raybench.studies.plan import make_plan, plan_lines
 from raybench.studies.truths import load_truths
+from raybench.tracking.maps import table_name, to_row
 from raybench.tracking.run_folder import RunFolder
 from tests.studies.searching import SIZES, Counted, context_at, search_at
 
@@ -223,3 +225,83 @@ def test_what_cannot_even_be_begun_is_a_failed_setting_and_not_the_end(
     assert np.isnan(judged.curves).all()
     few = own.model_copy(update={"fill": Neighbour(n=2, embedding="pixels")})
     assert judge.judge(Space.of(few, {}).own()).error is None
+
+
+def plant(patch: pytest.MonkeyPatch, fails: Callable[[Any, int], bool]) -> None:
+    """Let explainers fail on images."""
+    job = Judge._job
+
+    def planted(judge: Judge, explainer: Any, number: int) -> Any:
+        if fails(explainer, number):
+            raise DataError("planted")
+        return job(judge, explainer, number)
+
+    patch.setattr(Judge, "_job", planted)
+
+
+def of_lime(folder: Path) -> pd.DataFrame:
+    table = context_at(folder).run.read_csv("explainer_search.csv")
+    return table[table.explainer == "lime"].drop(columns="seconds").reset_index(drop=True)
+
+
+def some_settings(explainer: Any, number: int) -> bool:
+    return getattr(explainer, "n_samples", 0) == 33
+
+
+def every_lime_on_the_second_image(explainer: Any, number: int) -> bool:
+    return isinstance(explainer, Lime) and number == 1
+
+
+@pytest.mark.parametrize("fails", [some_settings, every_lime_on_the_second_image])
+def test_resumed_what_failed_is_tried_again_and_all_else_stays(
+    fails: Callable[[Any, int], bool],
+    checkpoint: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    val = [r.image_id for r in context_at(tmp_path / "run").explained["Val"]]
+    with monkeypatch.context() as patch:
+        plant(patch, fails)
+        _, winners = search_at(tmp_path / "run", Counted(checkpoint))
+    failed = of_lime(tmp_path / "run")
+    assert failed.error.notna().any()
+    judged_on = val if fails is some_settings else [val[0], val[2]]
+    assert winners["t0"][0].images == tuple(judged_on)
+    pool = Counted(checkpoint)
+    _, again = search_at(tmp_path / "run", pool)
+    healed = of_lime(tmp_path / "run")
+    assert healed.error.isna().all()
+    assert healed.parameters.tolist() == failed.parameters.tolist()
+    assert again["t0"][0].images == tuple(val)
+    known = failed.error.isna()
+    assert (healed[known].val_iou == failed[known].val_iou).all()
+    assert pool.n_forward > 0
+    # Scored as if it had never failed.
+    context = context_at(tmp_path / "other")
+    truths = load_truths(context, ["Val"])
+    judge = Judge(context, RememberingPool(pool), "t0", truths, Material(context, SIZES), None)
+    settings = context.config.explainer_search
+    assert settings is not None
+    space = Space.of(context.config.explain.explainers[0], settings.explainers["lime"])
+    row = healed[~known].iloc[0]
+    curves = judge.judge(space.resolve(json.loads(row.parameters))).curves
+    assert row.val_iou == pytest.approx(curves.mean(axis=0).max())
+    last = Counted(checkpoint)
+    search_at(tmp_path / "run", last)
+    assert last.n_units == 0
+    pd.testing.assert_frame_equal(of_lime(tmp_path / "run"), healed)
+
+
+def test_a_winner_that_has_explained_stays_the_winner(
+    checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        plant(patch, some_settings)
+        _, winners = search_at(tmp_path / "run", Counted(checkpoint))
+    before, run = of_lime(tmp_path / "run"), context_at(tmp_path / "run").run
+    row = to_row(winners["t0"][0].images[0], "Val", None, "planted", 0.0)
+    run.append(table_name("t0", "lime_tuned"), pd.DataFrame([row]))
+    pool = Counted(checkpoint)
+    assert search_at(tmp_path / "run", pool)[1] == winners
+    assert pool.n_units == 0
+    pd.testing.assert_frame_equal(of_lime(tmp_path / "run"), before)
