@@ -121,7 +121,7 @@ def test_blends_are_those_of_grey_levels(net: nn.Module, size: tuple[int, int]) 
     weight = shown.double().numpy()
     rows, columns = resize_matrices(size, (64, 64))
     grey = rows @ (weight * image + (1 - weight) * fill) @ columns
-    batch = (grey[:, None] - classifier._mean.numpy()) / classifier._std.numpy()
+    batch = (grey[:, None] - classifier._inputs._mean.numpy()) / classifier._inputs._std.numpy()
     with torch.no_grad():
         expected = torch.softmax(classifier.net(torch.from_numpy(batch).float()), dim=1)
     assert (found.dtype, found.shape) == (np.float32, (8, 3))
@@ -173,7 +173,7 @@ def test_resizing_on_the_device_is_that_of_the_host(net: nn.Module) -> None:
     classifier = Classifier(net, (224, 224))
     image, fill, superpixels, keep = question(6, (256, 256))
     both = np.stack([image, fill])
-    found = classifier._resizing(both, superpixels, keep, None)(1, 6)
+    found = classifier._inputs.resizing(both, superpixels, keep, None)(1, 6)
     expected = classifier.prepare(render(image, fill, superpixels, keep[1:6]))
     level = classifier.prepare(np.ones((1, 224, 224), np.uint8)) - classifier.prepare(
         np.zeros((1, 224, 224), np.uint8)
