@@ -83,7 +83,6 @@ def scan(
     """Decode every image and mask of some splits, and say what cannot be used.
 
     Args:
-        dataset: any reader.
         splits: those to look at.
         on_bad_image: `stop` raises one error that lists all bad items; `skip` leaves them out.
         needs_lung_masks: whether an image without a lung mask, or with an empty one, is bad.
@@ -95,8 +94,8 @@ def scan(
         DataError: the layout is wrong, or `stop` and at least one image or mask is bad.
     """
     records = [r for r in dataset.records() if r.split in splits]
-    look_at = partial(_look, dataset, needs_lung_masks, taken or Taken({}))
-    looks = _look_at_all(look_at, records, n_threads, progress)
+    look = partial(_look, dataset, needs_lung_masks, taken or Taken({}))
+    looks = _look_at_all(look, records, n_threads, progress)
     bad = [look.problem for look in looks if look.problem is not None]
     if bad and on_bad_image == "stop":
         raise DataError(

@@ -62,22 +62,19 @@ def score(
     truths = load_truths(context)
     predicted = _predicted(context)
     usable = judged[judged.has_checkpoint]
-    as_set = [_Scored(e, ("fixed", "val"), None) for e in context.config.explain.explainers]
     rows: list[dict[str, Any]] = []
     shared: dict[str, list[dict[str, Any]]] = {}
     with context.stage("scoring"):
-        n_tuned = sum(len(winners_for(winners, trial_id)) for trial_id in usable.trial_id)
-        bar = progress_bar(len(usable) * len(as_set) + n_tuned, "scoring", "table")
-        for trial_id, backbone in zip(usable.trial_id, usable.backbone, strict=True):
+        tables = [(t, _tables(context, winners, t)) for t in usable.trial_id]
+        bar = progress_bar(sum(len(of_trial) for _, of_trial in tables), "scoring", "table")
+        for (trial_id, of_trial), backbone in zip(tables, usable.backbone, strict=True):
             splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
-            found = winners_for(winners, trial_id)
-            tuned = [_Scored(w.explainer, w.rules, frozenset(w.images)) for w in found]
-            for scored in [*as_set, *tuned]:
+            for scored in of_trial:
                 for row in _rows_of(context, trial_id, scored, truths, shared):
                     if row["split"] in splits:
                         answer = predicted.get((trial_id, row["image_id"]))
-                        of_trial = {"trial_id": trial_id, "backbone": backbone}
-                        rows.append(of_trial | row | {"predicted": answer})
+                        whose = {"trial_id": trial_id, "backbone": backbone}
+                        rows.append(whose | row | {"predicted": answer})
                 bar.update(1)
         bar.close()
     table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -95,6 +92,13 @@ class _Scored:
     explainer: Explainer
     rules: Sequence[Rule]
     images: frozenset[str] | None
+
+
+def _tables(context: Context, winners: Winners, trial_id: str) -> list[_Scored]:
+    """What is scored for a trial: every explainer as set, and its winners."""
+    as_set = [_Scored(e, ("fixed", "val"), None) for e in context.config.explain.explainers]
+    found = winners_for(winners, trial_id)
+    return as_set + [_Scored(w.explainer, w.rules, frozenset(w.images)) for w in found]
 
 
 def _rows_of(
