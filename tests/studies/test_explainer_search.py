@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from raybench.executor.jobs import Answer, run_jobs
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import GradCam, Lime
 from raybench.explain.fills import Neighbour
-from raybench.explain.spaces import Space
+from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold, oriented
@@ -27,6 +28,7 @@ from raybench.studies.explain_stage import Item, job_of
 from raybench.studies.judging_settings import Judge
 from raybench.studies.material import Material
 from raybench.studies.plan import make_plan, plan_lines
+from raybench.studies.search_stage import search
 from raybench.studies.truths import load_truths
 from raybench.tracking.maps import table_name, to_row
 from raybench.tracking.run_folder import RunFolder
@@ -305,3 +307,16 @@ def test_a_winner_that_has_explained_stays_the_winner(
     assert search_at(tmp_path / "run", pool)[1] == winners
     assert pool.n_units == 0
     pd.testing.assert_frame_equal(of_lime(tmp_path / "run"), before)
+
+
+def test_what_only_one_models_search_needs_is_dropped_when_it_has_ended(
+    checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Material, "release", lambda _, trial_id: told.append(trial_id))
+    context = context_at(tmp_path)
+    short = context.config.model_copy(update={"explainer_search": ExplainerSearch(n_trials=1)})
+    best = dict.fromkeys(("t0", "t1"), "test_resnet")
+    sizes = dict.fromkeys(best, SIZES["t0"])
+    search(replace(context, config=short), Counted(checkpoint), sizes, best)
+    assert [trial_id for trial_id in told if trial_id in best] == ["t0"]
