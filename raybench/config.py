@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from raybench.config_errors import is_family, problems_of
+from raybench.config_errors import problems_of
+from raybench.config_overrides import override
 from raybench.config_search import search_problems
 from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess
@@ -207,7 +208,9 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> SweepC
         ConfigError: every mistake at once.
     """
     raw = _read(path)
-    problems = [p for key, value in overrides if (p := _override(raw, key, value)) is not None]
+    problems = [
+        p for key, value in overrides if (p := override(SweepConfig, raw, key, value)) is not None
+    ]
     try:
         config = SweepConfig.model_validate(raw)
     except ValidationError as error:
@@ -253,76 +256,3 @@ def _unreadable(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"it cannot be read ({error.strerror})"
     return " ".join(str(error).split())
-
-
-def _override(raw: dict[str, Any], key: str, text: str) -> str | None:
-    """Set one dotted key; what is wrong with it, or None."""
-    *parents, leaf = key.split(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    node: Any = raw
-    loc: list[int | str] = []
-    for depth, part in enumerate(parents):
-        place: Any = part if isinstance(node, dict) else _element(node, part)
-        if place is None:
-            return f"{key}: {_lacks(node, parents[:depth], part)}"
-        loc.append(place)
-        if isinstance(node, dict) and node.get(part) is None:
-            node[part] = _default(parents[: depth + 1])
-        if isinstance(node[place], str) and is_family(SweepConfig, loc):
-            node[place] = {"name": node[place]}  # a short form, spelled out to be changed
-        node = node[place]
-    if isinstance(node, dict):
-        node[leaf] = value
-        return None
-    found = _element(node, leaf)
-    if found is None:
-        return f"{key}: {_lacks(node, parents, leaf)}"
-    node[found] = value
-    return None
-
-
-def _default(path: Sequence[str]) -> Any:
-    """What a key that is not in the file stands for, as far as an override can change a part of it.
-
-    A list's default has elements that can be named; everything else is filled in by validation.
-    """
-    model: Any = SweepConfig
-    default: Any = None
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return {}
-        model, default = field.annotation, field.default
-    if isinstance(default, tuple):
-        return [e.model_dump() if isinstance(e, Settings) else e for e in default]
-    return {}
-
-
-def _element(node: Any, part: str) -> int | None:
-    """The place of an element named by its number, its title, or its name where that is unique."""
-    if not isinstance(node, list):
-        return None
-    if part.isdigit():
-        return int(part) if int(part) < len(node) else None
-    if part in _titles(node):
-        return _titles(node).index(part)
-    named = [i for i, e in enumerate(node) if isinstance(e, Mapping) and e.get("name") == part]
-    return named[0] if len(named) == 1 else None
-
-
-def _titles(node: list[Any]) -> list[str]:
-    return [
-        str(e.get("label") or e.get("name")) if isinstance(e, Mapping) else str(e) for e in node
-    ]
-
-
-def _lacks(node: Any, path: Sequence[str], part: str) -> str:
-    where = ".".join(path)
-    if not isinstance(node, list):
-        return f"{where} is {yaml.safe_dump(node).splitlines()[0]}, which has no keys"
-    if not node:
-        return f"{where} is an empty list"
-    return f"{where} has no {part!r}; choose {', '.join(_titles(node))}, or 0 to {len(node) - 1}"

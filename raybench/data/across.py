@@ -16,6 +16,7 @@ from raybench.data.covid_qu_ex import CovidQuEx
 from raybench.data.folder import Folder
 from raybench.data.phantom import Phantom
 from raybench.settings import Settings
+from raybench.storage import Storage
 
 
 class _Explained(Settings):
@@ -23,6 +24,11 @@ class _Explained(Settings):
 
     class_map: dict[str, str] = Field(
         {}, description="the classifier's name for a class of this data set, where they differ"
+    )
+    same_patients: bool | None = Field(
+        None,
+        description="whether equal patient ids mean one patient here and where classifiers are "
+        "trained: true refuses images of Train's patients; null: where both have one root",
     )
 
     def mapped(self, label: str) -> str:
@@ -81,6 +87,14 @@ class ClassifiedPhantom(_Classified, Phantom):
 
 
 Classified = ClassifiedCovidQuEx | ClassifiedFolder | ClassifiedPhantom
+
+
+def has_same_patients(classified: Settings, explained: Explained) -> bool:
+    """Whether equal patient ids of two data sets mean one patient."""
+    if explained.same_patients is not None:
+        return explained.same_patients
+    roots = [getattr(data, "root", None) for data in (classified, explained)]
+    return None not in roots and len({Storage(str(root)).path() for root in roots}) == 1
 
 
 def class_problems(classes: tuple[str, ...], explained: Explained) -> list[str]:

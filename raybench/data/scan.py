@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raybench.errors import BadImageError, DataError
-from raybench.types import ChestXray, Dataset, Split, XrayRecord
+from raybench.types import Dataset, Split, XrayRecord
 
 OnBadImage = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -26,12 +30,37 @@ class Scan:
         digest: 16 hexadecimal digits that stand for all usable images: names, labels, splits,
             pixels and masks. The decoded pixels are what is hashed, so that a file written anew
             without loss, or a data set without files, keeps its digest. Patients do not enter.
+        pixels: by `image_id` and split, a digest of the decoded X-ray alone.
     """
 
     records: tuple[XrayRecord, ...]
     bad: tuple[str, ...]
     with_infection: frozenset[str]
     digest: str
+    pixels: Mapping[tuple[str, Split], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What classifiers were trained on, and may not be among another data set's images.
+
+    Attributes:
+        pixels: digests as in `Scan.pixels`, and the image's id.
+        patients: whose ids mean the same patient there; none where they do not.
+    """
+
+    pixels: Mapping[bytes, str]
+    patients: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, found: Scan, split: Split, with_patients: bool) -> Taken:
+        """One split of a data set that was scanned."""
+        records = [r for r in found.records if r.split == split]
+        patients = {r.patient for r in records if r.patient is not None}
+        return cls(
+            {found.pixels[r.image_id, split]: r.image_id for r in records},
+            frozenset(patients if with_patients else ()),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +68,7 @@ class _Look:
     problem: str | None = None
     infected: bool = False
     digest: bytes = b""
+    pixels: bytes = b""
 
 
 def scan(
@@ -48,22 +78,24 @@ def scan(
     needs_lung_masks: bool,
     n_threads: int = 8,
     progress: Progress | None = None,
+    taken: Taken | None = None,
 ) -> Scan:
     """Decode every image and mask of some splits, and say what cannot be used.
 
     Args:
-        dataset: any reader.
         splits: those to look at.
         on_bad_image: `stop` raises one error that lists all bad items; `skip` leaves them out.
         needs_lung_masks: whether an image without a lung mask, or with an empty one, is bad.
         n_threads: files decoded at the same time, at least 1.
         progress: called in this thread with images done and images in all.
+        taken: an image that is among these, or of one of these patients, is bad.
 
     Raises:
         DataError: the layout is wrong, or `stop` and at least one image or mask is bad.
     """
     records = [r for r in dataset.records() if r.split in splits]
-    looks = _look_at_all(dataset, records, needs_lung_masks, n_threads, progress)
+    look = partial(_look, dataset, needs_lung_masks, taken or Taken({}))
+    looks = _look_at_all(look, records, n_threads, progress)
     bad = [look.problem for look in looks if look.problem is not None]
     if bad and on_bad_image == "stop":
         raise DataError(
@@ -77,6 +109,7 @@ def scan(
         bad=tuple(bad),
         with_infection=frozenset(r.image_id for r, look in good if look.infected),
         digest=_digest(good),
+        pixels={(r.image_id, r.split): look.pixels for r, look in good},
     )
 
 
@@ -148,16 +181,15 @@ def check_infection(found: Scan, dataset: Dataset, splits: Sequence[Split] = ("T
 
 
 def _look_at_all(
-    dataset: Dataset,
+    look_at: Callable[[XrayRecord], _Look],
     records: Sequence[XrayRecord],
-    needs_lung_masks: bool,
     n_threads: int,
     progress: Progress | None,
 ) -> list[_Look]:
     pool = ThreadPoolExecutor(max_workers=max(1, n_threads))
     looks: list[_Look] = []
     try:
-        for look in pool.map(lambda r: _look(dataset, r, needs_lung_masks), records):
+        for look in pool.map(look_at, records):
             looks.append(look)
             if progress is not None:
                 progress(len(looks), len(records))
@@ -167,7 +199,7 @@ def _look_at_all(
     return looks
 
 
-def _look(dataset: Dataset, record: XrayRecord, needs_lung_masks: bool) -> _Look:
+def _look(dataset: Dataset, needs_lung_masks: bool, taken: Taken, record: XrayRecord) -> _Look:
     try:
         xray = dataset.load(record)
     except BadImageError as error:
@@ -179,12 +211,24 @@ def _look(dataset: Dataset, record: XrayRecord, needs_lung_masks: bool) -> _Look
             "set preprocess.lung_masking false to go without"
         )
     infected = xray.infection_mask is not None and bool(xray.infection_mask.any())
-    return _Look(infected=infected, digest=_pixels_digest(xray))
+    pixels = _pixels_digest(xray.image)
+    if pixels in taken.pixels:
+        return _Look(
+            problem=f"{record.image_id}: pixel for pixel {taken.pixels[pixels]} of the Train split "
+            "that classifiers are trained on"
+        )
+    if record.patient in taken.patients:  # not named: ids of patients appear nowhere
+        return _Look(
+            problem=f"{record.image_id}: of a patient in the Train split that classifiers are "
+            "trained on"
+        )
+    masks = (xray.image, xray.lung_mask, xray.infection_mask)
+    return _Look(infected=infected, digest=_pixels_digest(*masks), pixels=pixels)
 
 
-def _pixels_digest(xray: ChestXray) -> bytes:
+def _pixels_digest(*arrays: NDArray[np.generic] | None) -> bytes:
     digest = hashlib.sha256()
-    for array in (xray.image, xray.lung_mask, xray.infection_mask):
+    for array in arrays:
         if array is None:
             digest.update(b"none;")
         else:

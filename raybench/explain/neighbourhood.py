@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from threading import Lock
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from raybench.errors import ExplainError
@@ -25,6 +26,8 @@ from raybench.signs import oriented
 from raybench.types import Gray, Sign
 
 _N_DRAWS = 100
+_KEPT_BYTES = 64 * 2**20
+"""Of neighbourhoods: by default some 1,500, and a dozen of ten thousand samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,16 @@ class Neighbourhood:
         return int(missing.argmax()) if missing.any() else len(self.keep)
 
 
-@lru_cache(maxsize=128)
+def _n_bytes(drawn: Neighbourhood) -> int:
+    arrays = (drawn.keep, drawn.first, drawn.same_as, drawn.which, drawn.active, drawn.law)
+    # The key holds a pointer for each superpixel beside them.
+    return sum(array.nbytes for array in arrays) + 8 * len(drawn.active)
+
+
+_kept: LRUCache[object, Neighbourhood] = LRUCache(_KEPT_BYTES, _n_bytes)
+
+
+@cached(_kept, lock=Lock())
 def _drawn(
     design: Design,
     n_samples: int,
@@ -154,10 +166,7 @@ def _drawn(
     keep_share: float,
     n_fills: int,
 ) -> Neighbourhood:
-    """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one.
-
-    As many as a search over some settings and a few images needs: less than 50 MB.
-    """
+    """Kept for a while: an image's rounds, and every setting fitted to it, look at the same one."""
     mask = np.array(active, dtype=bool)
     keep = keep_vectors(design, n_samples, mask, seed, completions, keep_share)
     law = law_of(design, int(mask.sum()), keep_share)

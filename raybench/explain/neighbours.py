@@ -7,7 +7,6 @@ holds the features of training images and gives, for an image, the nearest of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -22,22 +21,30 @@ from raybench.types import Gray, Mask
 PIXELS = (16, 16)
 """Size at which `embedding: pixels` compares images."""
 
+_MOST_SAMPLES = 32
+"""Along each side of a pixel that stands for many of a neighbour's."""
 
-@dataclass(frozen=True, slots=True)
+
 class Bank:
-    """Training images among which neighbours are looked for.
+    """Training images among which neighbours are looked for. One serves all images of a model.
 
-    Attributes:
-        features: float `[n, d]`, one row an image: `Classifier.embed`, or `pixel_features`.
+    Args:
+        features: float `[n, d]`, one row an image: `Classifier.embed`, or `pixel_features`. Kept as
+            rows of length 1.
         load: of an image's number: uint8 `[H, W]`, preprocessed, and its lung mask or None.
         labels: class of each.
         patients: of each, or None where unknown; they leave nobody out then.
     """
 
-    features: NDArray[np.floating]
-    load: Callable[[int], tuple[Gray, Mask | None]]
-    labels: Sequence[str] = ()
-    patients: Sequence[str | None] = ()
+    def __init__(
+        self,
+        features: NDArray[np.floating],
+        load: Callable[[int], tuple[Gray, Mask | None]],
+        labels: Sequence[str] = (),
+        patients: Sequence[str | None] = (),
+    ) -> None:
+        self.load, self.labels, self.patients = load, labels, patients
+        self._rows = _unit(features)
 
     def nearest(
         self,
@@ -56,10 +63,11 @@ class Bank:
         Raises:
             ExplainError: there are fewer than n.
         """
-        allowed = np.ones(len(self.features), bool)
-        if among is not None and len(self.labels) != len(self.features):
+        n_rows = len(self._rows)
+        allowed = np.ones(n_rows, bool)
+        if among is not None and len(self.labels) != n_rows:
             raise ExplainError(
-                f"among {among}: expected a label for each of the bank's {len(self.features)} "
+                f"among {among}: expected a label for each of the bank's {n_rows} "
                 f"images, found {len(self.labels)}"
             )
         if among is not None:
@@ -72,7 +80,7 @@ class Bank:
                 f"fill: expected {n} neighbours of other patients"
                 f"{f' in class {among}' if among else ''}, the bank has {len(numbers)}"
             )
-        likeness = _unit(self.features[numbers]) @ _unit(feature[None])[0]
+        likeness = (self._rows @ _unit(feature[None])[0])[numbers]
         return [int(i) for i in numbers[np.argsort(-likeness, kind="stable")[:n]]]
 
     def neighbours(
@@ -106,7 +114,8 @@ def pixel_features(images: Sequence[Gray]) -> NDArray[np.float32]:
 
 def distances(features: NDArray[np.floating], bank: NDArray[np.floating]) -> NDArray[np.float64]:
     """Cosine distance of each row of `[m, d]` to the nearest of `[n, d]`: `[m]`, 0 to 2."""
-    return np.asarray(1.0 - (_unit(features) @ _unit(bank).T).max(axis=1))
+    ours, theirs = _unit(features.astype(np.float64)), _unit(bank.astype(np.float64))
+    return np.asarray(1.0 - (ours @ theirs.T).max(axis=1))
 
 
 def lay_over(other: Gray, its_lungs: Mask | None, image: Gray, lungs: Mask | None) -> Gray:
@@ -115,6 +124,7 @@ def lay_over(other: Gray, its_lungs: Mask | None, image: Gray, lungs: Mask | Non
     Where the image is lung-masked (black outside), so is what comes out; and where the image's
     lungs reach further than the neighbour's, the neighbour's nearest lung pixel stands, so that no
     hole is left. Without both lung masks the whole neighbour is brought to the image's size.
+    Where it is shown smaller than it is, pixel areas are averaged.
 
     Args:
         other: uint8 `[H', W']`, preprocessed as the image was, with its lungs, bool of its shape.
@@ -128,17 +138,14 @@ def lay_over(other: Gray, its_lungs: Mask | None, image: Gray, lungs: Mask | Non
     if own is None or its_lungs is None or not own.any() or not its_lungs.any():
         return resize_gray(other, shape)
     to_other = _box_to_box(own, its_lungs)
-    size = (shape[1], shape[0])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    replicate = cv2.BORDER_REPLICATE
-    found = np.asarray(cv2.warpAffine(other, to_other, size, flags=flags, borderMode=replicate))
+    found = _shown(other, to_other, shape)
     # Resized with pixel areas, masked lungs have a rim that lies just outside the resized mask.
     about = cv2.dilate(own.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     if image[~about].any():
-        return np.asarray(found, np.uint8)
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        return found
+    flags, size = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, (shape[1], shape[0])
     covered = cv2.warpAffine(its_lungs.astype(np.uint8), to_other, size, flags=flags) > 0
-    # At the rim a bilinear pixel is part background: only pixels well inside stand for others.
+    # At the rim a pixel is part background: only pixels well inside stand for others.
     covered = cv2.erode(covered.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     if covered.any():
         rows, columns = distance_transform_edt(
@@ -160,6 +167,26 @@ def _box_to_box(own: Mask, other: Mask) -> NDArray[np.float64]:
     return matrix
 
 
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12))
+def _shown(other: Gray, to_other: NDArray[np.float64], shape: tuple[int, int]) -> Gray:
+    """Another image where an affine without shear takes each pixel: uint8 `[h, w]`.
+
+    Where it is shown smaller than it is, a pixel is the mean over the area it covers: the image is
+    sampled about once a pixel of its own, and the samples are averaged. Bilinear interpolation
+    alone looks at four pixels whatever lies between them, and thin bright lines (ribs' edges,
+    tubes) would come and go.
+    """
+    counts = np.clip(np.ceil(np.diag(to_other[:, :2]) - 1e-9), 1, _MOST_SAMPLES)
+    fine = to_other.copy()
+    fine[:, 2] += np.diag(to_other[:, :2]) * (0.5 / counts - 0.5)  # pixel centres
+    fine[[0, 1], [0, 1]] /= counts
+    size = (int(shape[1] * counts[0]), int(shape[0] * counts[1]))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found = cv2.warpAffine(other, fine, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return resize_gray(np.asarray(found, np.uint8), shape)
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Rows of length 1: float64 where they are, else float32 (half the memory of a bank)."""
+    kept = rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+    norms = np.linalg.norm(kept, axis=1, keepdims=True)
+    return np.asarray(kept / np.maximum(norms, 1e-12))

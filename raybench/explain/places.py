@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from raybench.explain.base import Explainer
 from raybench.settings import Settings
 
 RULE = "threshold_rule"
 """Searched like a setting: `fixed` cuts at the explainer's `threshold`, `val` at Val's best."""
+
+_AnySettings = TypeVar("_AnySettings", bound=Settings)
 
 _NEVER = ("name", "label", "target")
 
@@ -47,6 +49,44 @@ class Place:
             node[self.path[-1]] = value
         elif value != self.value:
             node[self.path[-1]] = {"name": value}
+
+    def shown(self, explainer: Explainer, raw: dict[str, Any]) -> Explainer:
+        """The explainer with the kind that `raw` has there, which is spelled out in `raw`.
+
+        Whether it goes with the other settings is not asked: some may not be drawn yet.
+
+        Raises:
+            pydantic.ValidationError: there is no such kind.
+        """
+        node = raw
+        for part in self.path[:-1]:
+            node = node[part]
+        leaf, holder = self.path[-1], _holder(explainer, self.path)
+        chosen = node[leaf]
+        name = chosen["name"] if isinstance(chosen, dict) else chosen
+        for member in members(type(holder).model_fields[leaf].annotation):
+            if name in kinds_of(member):
+                found = member.model_validate(
+                    chosen if isinstance(chosen, dict) else {"name": name}
+                )
+                node[leaf] = found.model_dump()
+                return _with(explainer, self.path, found)
+        return type(explainer).model_validate(raw)
+
+
+def _holder(explainer: Explainer, path: tuple[str, ...]) -> Settings:
+    """What the last key of a path is a setting of."""
+    node: Settings = explainer
+    for part in path[:-1]:
+        node = getattr(node, part)
+    return node
+
+
+def _with(settings: _AnySettings, path: tuple[str, ...], value: Settings) -> _AnySettings:
+    """A copy with a component at a path, nothing checked."""
+    head, *rest = path
+    put = _with(getattr(settings, head), tuple(rest), value) if rest else value
+    return settings.model_copy(update={head: put})
 
 
 _RULE_PLACE = Place((RULE,), "val", (), False)

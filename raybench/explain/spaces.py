@@ -164,8 +164,7 @@ class Space:
                 continue
             place.put(raw, drawn[path])
             if place.kinds:  # what else there is to draw depends on it
-                explainer = type(explainer).model_validate(raw)
-                raw = explainer.model_dump()
+                explainer = place.shown(explainer, raw)
         found: Rule = "fixed" if drawn.get(RULE, self.own_rule) == "fixed" else "val"
         return Candidate(type(explainer).model_validate(raw), found, drawn)
 
@@ -174,7 +173,10 @@ class Space:
         return self.draw(lambda path, domain, whole: parameters[path])
 
     def variants(self) -> list[Explainer]:
-        """The explainer with every combination of the kinds of its components."""
+        """The explainer with every combination of the kinds of its components.
+
+        Each kind has its own defaults; whether they go together is not asked.
+        """
         found = [self.explainer]
         for path, domain in self.domains.items():
             for explainer in list(found):
@@ -184,7 +186,7 @@ class Space:
                 for value in domain.choices:
                     raw = explainer.model_dump()
                     place.put(raw, value)
-                    found.append(type(explainer).model_validate(raw))
+                    found.append(place.shown(explainer, raw))
         return found
 
     def most_passes(self) -> int:

@@ -12,18 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raybench.data.preprocess import resize_gray
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.checkpoint import load_checkpoint
 from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
-from raybench.models.perturbed import (
-    Blender,
-    Composer,
-    check_perturbed,
-    check_pixels,
-    resize_matrices,
-)
+from raybench.models.inputs import Inputs
+from raybench.models.perturbed import check_perturbed, check_pixels
 from raybench.models.runtime import (
     CPU_BATCH,
     EAGER,
@@ -68,12 +62,11 @@ class Classifier:
         self.classes = tuple(classes)
         self.cam_layer = cam_layer
         self.device = torch.device(device)
+        self._inputs = Inputs(input_size, mean, std, self.device)
         self.runtime, passed = settle(self.net, runtime, self.device, input_size)
         self.identity = self._identity(checkpoint, mean, std)
         self._forward = make_forward(passed, self.runtime, self.device)
         self._batch_size = runtime.batch_size
-        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255.0
-        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255.0
 
     @classmethod
     def from_checkpoint(
@@ -143,16 +136,11 @@ class Classifier:
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """Grey levels `[N, 1 or 3, H, W]` to float32 `[N, 3, H, W]`, channels last."""
-        normalised = (batch.float().expand(-1, 3, -1, -1) - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
+        return self._inputs.normalise(batch)
 
     def prepare(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 `[N, h, w]` or `[N, h, w, 3]`, any size, to normalised float `[N, 3, H, W]`."""
-        if images.shape[1:3] != self.input_size:
-            images = np.stack([resize_gray(image, self.input_size) for image in images])
-        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        batch = batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
-        return self.normalise(batch)
+        return self._inputs.prepare(images)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities, float32 `[N, C]`, of uint8 `[N, h, w]` or `[N, h, w, 3]`.
@@ -194,29 +182,9 @@ class Classifier:
         fills = fill if fill.ndim == 3 else fill[None]
         check_perturbed(image, fills, superpixels, keep, which)
         with torch.inference_mode():
-            return self.ask(len(keep), self._composer(image, fills, superpixels, keep, which))
-
-    def _composer(
-        self,
-        image: Gray,
-        fills: NDArray[np.uint8],
-        superpixels: NDArray[np.int32],
-        keep: NDArray[np.bool_],
-        which: NDArray[np.integer] | None,
-    ) -> Compose:
-        both = np.concatenate([image[None], fills])
-        if image.shape == self.input_size:
-            return Composer(self.prepare(both), superpixels, keep, which)
-        if self.device.type == "cpu":
-            labels = np.asarray(superpixels)
-            numbers = np.zeros(len(keep), np.intp) if which is None else which
-
-            def rendered(start: int, stop: int) -> torch.Tensor:
-                shown = keep[start:stop][:, labels]
-                return self.prepare(np.where(shown, image, fills[numbers[start:stop]]))
-
-            return rendered
-        return self._resizing(both, superpixels, keep, which)
+            return self.ask(
+                len(keep), self._inputs.perturbed(image, fills, superpixels, keep, which)
+            )
 
     def predict_blended(
         self, image: Gray, fill: Gray, n: int, shown: Compose
@@ -237,42 +205,8 @@ class Classifier:
             ModelError: the arrays do not fit together, or memory is out with one image a pass.
         """
         check_pixels(image, fill[None])
-        pixels = np.stack([image, fill])
         with torch.inference_mode():
-            if image.shape == self.input_size:
-                both = self.prepare(pixels)
-                return self.ask(n, Blender(both[:1], both[1:], shown))
-            both = self._grey_levels(pixels)
-            blend = Blender(both[:1], both[1:], shown)
-            return self.ask(n, self._resized(blend, image.shape, levels=False))
-
-    def _resizing(
-        self,
-        both: NDArray[np.uint8],
-        superpixels: NDArray[np.int32],
-        keep: NDArray[np.bool_],
-        which: NDArray[np.integer] | None,
-    ) -> Compose:
-        """Composes at the image's size and resizes on the device, as `resize_gray` would."""
-        shape = (both.shape[1], both.shape[2])
-        composer = Composer(self._grey_levels(both), superpixels, keep, which)
-        return self._resized(composer, shape, levels=True)
-
-    def _grey_levels(self, both: NDArray[np.uint8]) -> torch.Tensor:
-        return torch.from_numpy(both).to(self.device).float().unsqueeze(1)
-
-    def _resized(self, compose: Compose, shape: tuple[int, ...], levels: bool) -> Compose:
-        """What is composed in grey levels at a shape, resized; to whole grey levels, or any."""
-        rows, columns = (
-            torch.from_numpy(matrix).to(self.device)
-            for matrix in resize_matrices((shape[0], shape[1]), self.input_size)
-        )
-
-        def resized(start: int, stop: int) -> torch.Tensor:
-            grey = rows @ compose(start, stop).contiguous() @ columns
-            return self.normalise(grey.round().clamp(0, 255) if levels else grey)
-
-        return resized
+            return self.ask(n, self._inputs.blended(image, fill, shown))
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network's own features, before its classifier, float32 `[N, d]`.

@@ -16,13 +16,16 @@ from raybench.scoring.selection import on_front
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">")
 _SPREAD = 0.4
+_HEIGHT, _LINE, _MOST_COLUMNS = 4.1, 0.19, 6
+"""Inches of the panels and of a line of the legend; names beside each other."""
 
 
 def pareto(trials: pd.DataFrame) -> Figure:
     """Mean IoU on Val against forward passes an image, a panel a model, a colour an explainer.
 
     Up and to the left is better. Grey steps are the front of all: for so many passes, the highest
-    IoU of any explainer; thin steps that of one explainer's settings. Winners are ringed, the
+    IoU of any explainer; thin steps that of one explainer's settings. Colours come again with
+    another marker, so that the two together are an explainer's own. Winners are ringed, the
     settings of the sweep file are black crosses. Explainers of equal cost stand beside each other,
     a little to the left and right of it.
 
@@ -42,16 +45,14 @@ def pareto(trials: pd.DataFrame) -> Figure:
         (f"{b} ({t})", part) for (t, b), part in trials.groupby(["trial_id", "backbone"]) if b
     ]
     panels = models or [("no model", shared.iloc[:0])]
-    figure = Figure(figsize=(1.6 + 4.2 * len(panels), 4.6), layout="constrained")
+    figure = Figure(figsize=(1.6 + 4.2 * len(panels), _HEIGHT), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for ax, (title, part) in zip(grid, panels, strict=True):
         _panel(ax, pd.concat([part, shared]), explainers)
         ax.set_title(title, fontsize=10)
     _scale(grid[0], float(trials["n_forward"].max()))
     grid[0].set_ylabel("mean IoU on Val")
-    figure.legend(
-        handles=_handles(explainers), loc="outside lower center", ncols=4, frameon=False, fontsize=8
-    )
+    _legend(figure, _handles(explainers))
     return figure
 
 
@@ -71,6 +72,8 @@ def _panel(ax: Axes, trials: pd.DataFrame, explainers: list[str]) -> None:
         ax.scatter(x[own], y[own], s=34, color="black", marker="x", linewidths=1.3, zorder=4)
         ring: Any = {"facecolors": "none", "edgecolors": colour(number)}
         ax.scatter(x[won], y[won], s=130, linewidths=1.8, zorder=3, **ring)
+        # A ring's colour is that of many explainers: the marker in it says whose.
+        ax.scatter(x[won], y[won], s=30, linewidths=0, zorder=3, **style)
     ax.set_xlabel("forward passes an image")
     ax.grid(axis="y", color="#EEEEEE")
     ax.set_axisbelow(True)
@@ -104,6 +107,20 @@ def _scale(ax: Axes, most: float) -> None:
     ax.xaxis.set_major_locator(FixedLocator([float(place(np.array([t]))[0]) for t in ticks]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda _, position: f"{ticks[position or 0]:,}"))
+
+
+def _legend(figure: Figure, handles: list[Any]) -> None:
+    """Below the panels, in as many columns as fit the figure, which grows by the lines it takes."""
+    width, _ = figure.get_size_inches()
+    for columns in range(min(_MOST_COLUMNS, len(handles)), 0, -1):
+        figure.set_size_inches(width, _HEIGHT + _LINE * -(-len(handles) // columns))
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+        )
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _handles(explainers: list[str]) -> list[Any]:

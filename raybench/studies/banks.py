@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from raybench.data.preprocess import resize_gray
@@ -19,24 +20,39 @@ from raybench.studies.context import Context, progress_bar
 from raybench.types import Gray, Mask, XrayRecord
 
 _BATCH = 32
-_IN_MEMORY = 128
-"""Train images kept decoded: those that are near to one image are near to others."""
+_KEPT_BYTES = 64 * 2**20
+"""Of Train's images decoded: those that are near to one image are near to others."""
 
-_Features = dict[tuple[str, str], NDArray[np.float32]]
+_PIXELS = ""
+"""Stands for the model where images are compared by their pixels."""
+
+_Name = tuple[str, str]
+_Decoded = tuple[Gray, Mask | None]
+_Features = dict[_Name, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one model makes of the images: Train's as a bank, the features of those explained."""
+
+    bank: Bank
+    explained: Mapping[_Name, NDArray[np.float32]]
 
 
 class Banks:
     """Neighbours of the images that are explained, for each model.
 
     Features are asked for once, in `prepare`, before any image is explained; they cost a forward
-    pass for each image of Train and each explained one, and are kept in the store of answers.
+    pass for each image of Train and each explained one, and are kept in the store of answers, and
+    here until they are released.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._train = context.of("Train")
-        self._features: dict[str, _Features] = {}
-        self._load = lru_cache(maxsize=_IN_MEMORY)(self._decode)
+        self._seen: dict[str, _Seen] = {}
+        kept: LRUCache[int, _Decoded] = LRUCache(_KEPT_BYTES, _n_bytes)
+        self._load = cached(kept)(lambda number: self._decode(self._train[number]))
 
     def prepare(
         self, pool: Pool, trial_id: str, size: tuple[int, int], fills: Iterable[Neighbour]
@@ -50,12 +66,12 @@ class Banks:
             ExecutionError: the model has no features to give.
         """
         embeddings = {fill.embedding for fill in fills}
-        if "pixels" in embeddings and "" not in self._features:
-            self._features[""] = {
-                _name(record): pixel_features([self._image(record)])[0] for record in self._all
-            }
-        if "features" in embeddings and trial_id not in self._features:
-            self._features[trial_id] = self._ask(pool, trial_id, size)
+        if "pixels" in embeddings and _PIXELS not in self._seen:
+            self._seen[_PIXELS] = self._sorted(
+                {_name(record): pixel_features([self._image(record)])[0] for record in self._all}
+            )
+        if "features" in embeddings and trial_id not in self._seen:
+            self._seen[trial_id] = self._sorted(self._ask(pool, trial_id, size))
 
     def near(
         self, trial_id: str, record: XrayRecord, image: Gray, lungs: Mask | None, fill: Neighbour
@@ -68,15 +84,23 @@ class Banks:
         Raises:
             ExplainError: Train has too few images of other patients.
         """
-        features = self._features["" if fill.embedding == "pixels" else trial_id]
+        seen = self._seen[_PIXELS if fill.embedding == "pixels" else trial_id]
+        feature = seen.explained[_name(record)]
+        return seen.bank.neighbours(image, lungs, feature, fill.n, record.patient, fill.among)
+
+    def release(self, trial_id: str) -> None:
+        """Drop what a trial's model made of the images; its `prepare` would have to come again."""
+        self._seen.pop(trial_id, None)
+
+    def _sorted(self, features: _Features) -> _Seen:
+        train = self._train
         bank = Bank(
-            np.stack([features[_name(r)] for r in self._train]),
-            lambda number: self._load(self._train[number]),
-            [r.label for r in self._train],
-            [r.patient for r in self._train],
+            np.stack([features.pop(_name(record)) for record in train]),
+            self._load,
+            [record.label for record in train],
+            [record.patient for record in train],
         )
-        feature = features[_name(record)]
-        return bank.neighbours(image, lungs, feature, fill.n, record.patient, fill.among)
+        return _Seen(bank, features)
 
     @property
     def _all(self) -> Sequence[XrayRecord]:
@@ -110,13 +134,18 @@ class Banks:
     def _image(self, record: XrayRecord) -> Gray:
         return self._decode(record)[0]
 
-    def _decode(self, record: XrayRecord) -> tuple[Gray, Mask | None]:
+    def _decode(self, record: XrayRecord) -> _Decoded:
         # Train is the classifiers'; all others are explained.
         of = self._context.dataset if record.split == "Train" else self._context.source
         xray = of.load(record)
         return self._context.config.preprocess.apply(xray), xray.lung_mask
 
 
-def _name(record: XrayRecord) -> tuple[str, str]:
+def _name(record: XrayRecord) -> _Name:
     """Apart from that of another data set's image: of that no image is in Train."""
     return record.split, record.image_id
+
+
+def _n_bytes(decoded: _Decoded) -> int:
+    image, lungs = decoded
+    return image.nbytes + (0 if lungs is None else lungs.nbytes)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from raybench.config import SweepConfig
-from raybench.data.across import Explained, class_problems
-from raybench.data.scan import Scan, check, check_infection, scan
+from raybench.data.across import Explained, class_problems, has_same_patients
+from raybench.data.scan import Scan, Taken, check, check_infection, scan
 from raybench.errors import ConfigError, DataError, ModelError, TrackingError
 from raybench.explain import Explainer
 from raybench.explain.spaces import NEED_LUNGS
@@ -70,24 +70,7 @@ def look(config: SweepConfig, resume: bool) -> Found:
     _check_explainers(config)
     if config.execution.backend == "openvino":  # whether others can run, the workers will say
         check_backend("openvino", "cpu")
-    needing = _check_lungs(config)
-    needs_lungs = config.preprocess.lung_masking or needing
-    inner = dataset.explain
-    judged: tuple[Split, ...] = ("Val", "Test")
-    trained = _look_at(
-        config,
-        dataset,
-        SPLITS,
-        needs_lungs if inner is None else config.preprocess.lung_masking,
-    )
-    found = Found(trained, None)
-    if inner is None:
-        check(trained.records, dataset, SPLITS)
-        check_infection(trained, dataset, judged)
-    else:
-        check(trained.records, dataset, SPLITS, None)
-        found = Found(trained, _look_at(config, inner, judged, needs_lungs))
-        check_infection(found.of_explained, inner, judged)
+    found = _look_at_both(config, _check_lungs(config))
     for recipe in config.backbones:
         if recipe.weights != "none":
             build(recipe.name, len(dataset.classes), recipe.weights)
@@ -120,8 +103,39 @@ def _check_explained(inner: Explained, records: Sequence[XrayRecord]) -> None:
         raise DataError("data.explain lacks what the sweep needs:", lacking)
 
 
+def _look_at_both(config: SweepConfig, needing: bool) -> Found:
+    """Open every image of what classifiers are trained on, and of what is explained.
+
+    Args:
+        needing: whether an explainer needs lung masks.
+    """
+    dataset = config.data
+    needs_lungs = config.preprocess.lung_masking or needing
+    inner = dataset.explain
+    judged: tuple[Split, ...] = ("Val", "Test")
+    trained = _look_at(
+        config,
+        dataset,
+        SPLITS,
+        needs_lungs if inner is None else config.preprocess.lung_masking,
+    )
+    if inner is None:
+        check(trained.records, dataset, SPLITS)
+        check_infection(trained, dataset, judged)
+        return Found(trained, None)
+    check(trained.records, dataset, SPLITS, None)
+    taken = Taken.of(trained, "Train", has_same_patients(dataset, inner))
+    found = Found(trained, _look_at(config, inner, judged, needs_lungs, taken))
+    check_infection(found.of_explained, inner, judged)
+    return found
+
+
 def _look_at(
-    config: SweepConfig, dataset: Dataset, splits: Sequence[Split], needs_lungs: bool
+    config: SweepConfig,
+    dataset: Dataset,
+    splits: Sequence[Split],
+    needs_lungs: bool,
+    taken: Taken | None = None,
 ) -> Scan:
     n_images = sum(r.split in splits for r in dataset.records())
     bar = progress_bar(n_images, "checking images", "image")
@@ -132,6 +146,7 @@ def _look_at(
             config.on_bad_image,
             needs_lungs,
             progress=lambda done, _: bar.update(done - bar.n),
+            taken=taken,
         )
     finally:
         bar.close()

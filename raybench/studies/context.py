@@ -27,10 +27,12 @@ class Tuned:
     Attributes:
         explainer: with the settings found, under a title of its own.
         rule: what its threshold was chosen by.
+        images: ids of the Val images that it was chosen on; its threshold is, too.
     """
 
     explainer: Explainer
     rule: Rule
+    images: tuple[str, ...]
 
     @property
     def rules(self) -> tuple[Rule, ...]:

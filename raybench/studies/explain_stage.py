@@ -96,25 +96,31 @@ def explain(
         # Of everything and not only of what is left: a resumed sweep keeps to its precision.
         asked = sorted({item.trial_id for item in everything if isinstance(item.explainer, Lime)})
         keys = keys_of(context, pool, asked, material)
-        progress = _Progress(todo)
-        writer = _Writer(context)
-        jobs = _jobs(material, todo, keys, writer)
-        try:
-            for outcome in run_jobs(jobs, pool, progress.unit):
-                assert isinstance(outcome.key, Item)
-                writer.add(outcome)
-                progress.image(outcome.key)
-        finally:
-            writer.flush()
-            progress.close()
+        errors = _make(context, pool, material, todo, keys)
         for table in {item.table for item in everything}:
             context.run.compact(table)
-        if writer.errors:
+        if errors:
             context.run.events.append(
                 "warning",
-                message=f"{len(writer.errors)} of {len(todo)} maps failed and are left out of the "
-                f"means (column error in scores.parquet), the first one: {writer.errors[0]}",
+                message=f"{len(errors)} of {len(todo)} maps failed and are left out of the "
+                f"means (column error in scores.parquet), the first one: {errors[0]}",
             )
+
+
+def _make(
+    context: Context, pool: Pool, material: Material, todo: Sequence[Item], keys: dict[str, str]
+) -> list[str]:
+    """Make maps and write them as they come; what went wrong, a line a map."""
+    progress, writer = _Progress(todo), _Writer(context)
+    try:
+        for outcome in run_jobs(_jobs(material, todo, keys, writer), pool, progress.unit):
+            assert isinstance(outcome.key, Item)
+            writer.add(outcome)
+            progress.image(outcome.key)
+    finally:
+        writer.flush()
+        progress.close()
+    return writer.errors
 
 
 def finished(context: Context, everything: Sequence[Item]) -> set[tuple[str, str]]:
@@ -144,9 +150,14 @@ def _jobs(
     """A job for each item; an image that cannot be read any more is recorded for itself.
 
     Args:
+        todo: trial by trial.
         keys: of the models by trial, where they differ from the trial's id.
     """
+    trial_id = NO_TRIAL
     for item in todo:
+        if item.trial_id != trial_id:
+            material.release(trial_id)
+            trial_id = item.trial_id
         try:
             job = job_of(material, item)
         except RaybenchError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,24 +44,29 @@ def predict(
     if not todo:
         return
     records = context.explained[split] if explained else context.of(split)
-    source = context.source if explained else context.dataset
     bar = progress_bar(len(todo) * len(records), f"predicting {split}", "image")
     try:
         for trial_id, size in todo:
+            source = context.source if explained else context.dataset
             jobs = _jobs(context, source, trial_id, size, records)
-            parts: dict[int, np.ndarray] = {}
-            for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
-                if outcome.error is not None:
-                    raise ExecutionError(f"trial {trial_id} on {split}: {outcome.error}")
-                assert isinstance(outcome.key, int)
-                parts[outcome.key] = outcome.result
-            found = np.concatenate([parts[number] for number in sorted(parts)])
-            frame = _frame(context, trial_id, records, found)
+            answers = _answers(jobs, pool, bar, f"trial {trial_id} on {split}")
+            frame = _frame(context, trial_id, records, answers)
             if explained:
                 frame["label"] = [context.class_of(r) for r in records]
             context.run.append(table, frame)
     finally:
         bar.close()
+
+
+def _answers(jobs: Iterator[Job], pool: Pool, bar: Any, what: str) -> np.ndarray:
+    """Probabilities of all batches in order, `[N, C]`."""
+    parts: dict[int, np.ndarray] = {}
+    for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
+        if outcome.error is not None:
+            raise ExecutionError(f"{what}: {outcome.error}")
+        assert isinstance(outcome.key, int)
+        parts[outcome.key] = outcome.result
+    return np.concatenate([parts[number] for number in sorted(parts)])
 
 
 def _jobs(

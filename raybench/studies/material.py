@@ -48,6 +48,10 @@ class Material:
         for trial_id, fills in wanted.items():
             self._banks.prepare(pool, trial_id, self._sizes[trial_id], fills)
 
+    def release(self, trial_id: str) -> None:
+        """Drop what only this trial's explanations need: they have all been begun."""
+        self._banks.release(trial_id)
+
     def subject(self, explainer: Explainer, record: XrayRecord, trial_id: str | None) -> Subject:
         """An image for an explainer.
 

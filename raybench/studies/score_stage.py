@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import tee
 from typing import Any
 
@@ -47,7 +48,8 @@ def score(
 
     `fixed` is the explainer's own threshold; `val` is the one with the highest mean IoU on Val for
     this trial and explainer, so its figures on Val are those it was chosen by. A winner of the
-    search over settings has `fixed` only where its threshold was searched too.
+    search over settings has `fixed` only where its threshold was searched too, and its `val` is
+    chosen on the images that the search compared settings on.
 
     Args:
         judged: trials with `trial_id`, `backbone` and `has_checkpoint`.
@@ -61,33 +63,60 @@ def score(
     predicted = _predicted(context)
     usable = judged[judged.has_checkpoint]
     rows: list[dict[str, Any]] = []
-    as_set: list[tuple[Explainer, Sequence[Rule]]] = [
-        (explainer, ("fixed", "val")) for explainer in context.config.explain.explainers
-    ]
     shared: dict[str, list[dict[str, Any]]] = {}
     with context.stage("scoring"):
-        n_tuned = sum(len(winners_for(winners, trial_id)) for trial_id in usable.trial_id)
-        bar = progress_bar(len(usable) * len(as_set) + n_tuned, "scoring", "table")
-        for trial_id, backbone in zip(usable.trial_id, usable.backbone, strict=True):
+        tables = [(t, _tables(context, winners, t)) for t in usable.trial_id]
+        bar = progress_bar(sum(len(of_trial) for _, of_trial in tables), "scoring", "table")
+        for (trial_id, of_trial), backbone in zip(tables, usable.backbone, strict=True):
             splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
-            tuned = [(w.explainer, w.rules) for w in winners_for(winners, trial_id)]
-            for explainer, rules in [*as_set, *tuned]:
-                table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
-                found = shared.get(table)
-                if found is None:
-                    found = list(_score_table(context, table, explainer, truths, rules))
-                    if not explainer.uses_model:  # the same for every trial
-                        shared[table] = found
-                of_trial = {"trial_id": trial_id, "backbone": backbone}
-                for row in found:
+            for scored in of_trial:
+                for row in _rows_of(context, trial_id, scored, truths, shared):
                     if row["split"] in splits:
                         answer = predicted.get((trial_id, row["image_id"]))
-                        rows.append(of_trial | row | {"predicted": answer})
+                        whose = {"trial_id": trial_id, "backbone": backbone}
+                        rows.append(whose | row | {"predicted": answer})
                 bar.update(1)
         bar.close()
     table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
     context.run.write_parquet("scores.parquet", table_of_scores)
     return table_of_scores
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """An explainer, the rules it is scored by, and the Val images its threshold is chosen on.
+
+    None: all that it can explain.
+    """
+
+    explainer: Explainer
+    rules: Sequence[Rule]
+    images: frozenset[str] | None
+
+
+def _tables(context: Context, winners: Winners, trial_id: str) -> list[_Scored]:
+    """What is scored for a trial: every explainer as set, and its winners."""
+    as_set = [_Scored(e, ("fixed", "val"), None) for e in context.config.explain.explainers]
+    found = winners_for(winners, trial_id)
+    return as_set + [_Scored(w.explainer, w.rules, frozenset(w.images)) for w in found]
+
+
+def _rows_of(
+    context: Context,
+    trial_id: str,
+    scored: _Scored,
+    truths: Mapping[str, Truth],
+    shared: dict[str, list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """The scores of an explainer's maps for a trial; `shared` holds those of every trial."""
+    is_own = scored.explainer.uses_model
+    table = table_name(trial_id if is_own else NO_TRIAL, scored.explainer.title)
+    if table in shared:
+        return shared[table]
+    found = list(_score_table(context, table, scored, truths))
+    if not is_own:
+        shared[table] = found
+    return found
 
 
 def _predicted(context: Context) -> dict[tuple[str, str], str]:
@@ -97,14 +126,11 @@ def _predicted(context: Context) -> dict[tuple[str, str], str]:
 
 
 def _score_table(
-    context: Context,
-    table: str,
-    explainer: Explainer,
-    truths: Mapping[str, Truth],
-    rules: Sequence[Rule],
+    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
 ) -> Iterator[dict[str, Any]]:
-    cuts = {"fixed": explainer.threshold} if "fixed" in rules else {}
-    chosen = _val_threshold(context, table, explainer, truths)
+    explainer = scored.explainer
+    cuts = {"fixed": explainer.threshold} if "fixed" in scored.rules else {}
+    chosen = _val_threshold(context, table, scored, truths)
     if chosen is not None:
         cuts["val"] = chosen
     for row in last_rows(context.run, table, _MAP_COLUMNS):
@@ -138,9 +164,11 @@ def _score_one(
 
 
 def _val_threshold(
-    context: Context, table: str, explainer: Explainer, truths: Mapping[str, Truth]
+    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
 ) -> float | None:
     """The threshold that serves Val best; None where no Val image could be explained."""
+    explainer = scored.explainer
+    truths = {i: t for i, t in truths.items() if scored.images is None or i in scored.images}
     first = next(_val_maps(context, table, truths), None)
     if first is None:
         return None

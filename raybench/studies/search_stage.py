@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from raybench.config_search import TUNED
-from raybench.errors import RunFolderError
 from raybench.executor import Pool
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import Lime
@@ -19,8 +15,8 @@ from raybench.studies.context import Context, Tuned, Winners, progress_bar
 from raybench.studies.explain_stage import keys_of
 from raybench.studies.judging_settings import Judge
 from raybench.studies.material import Material
-from raybench.studies.proposals import Proposal, Proposer
-from raybench.studies.tried import Tried, judgement_of, make_row
+from raybench.studies.one_search import Before, Study, run_study
+from raybench.studies.tried import Tried
 from raybench.studies.truths import load_truths
 from raybench.tracking.maps import NO_TRIAL
 
@@ -28,32 +24,6 @@ COLUMNS = (
     *("trial_id", "backbone", "explainer", "number", "parameters", "threshold", "val_iou"),
     *("val_iou_cv", "n_forward", "seconds", "on_front", "winner", "error"),
 )
-
-
-@dataclass(frozen=True)
-class Study:
-    """One explainer, searched for one model.
-
-    Attributes:
-        trial_id: the model's; `NO_TRIAL` for an explainer that asks none.
-        groups: of each Val image, what is left out together.
-    """
-
-    trial_id: str
-    backbone: str
-    space: Space
-    settings: ExplainerSearch
-    groups: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """The explainer's."""
-        return self.space.explainer.title
-
-    @property
-    def table(self) -> str:
-        """Where its trials are kept."""
-        return f"search_{self.trial_id}_{self.title}"
 
 
 def search(
@@ -77,27 +47,40 @@ def search(
     studies = list(_studies(context, settings, best))
     with context.stage("searching", settings=len(studies) * settings.n_trials):
         ended = _run_all(context, pool, sizes, studies)
-        tables = []
-        for study, tried in zip(studies, ended, strict=True):
-            of_study = {"trial_id": study.trial_id, "backbone": study.backbone}
-            table = tried.table(study.space, study.groups)
-            tables.append(table.assign(explainer=study.title, **of_study))
-        whole = pd.concat(tables, ignore_index=True)
-        context.run.write_csv("explainer_search.csv", whole[list(COLUMNS)])
+        context.run.write_csv("explainer_search.csv", _table(studies, ended))
     found: dict[str, list[Tuned]] = {}
     for study, tried in zip(studies, ended, strict=True):
-        if tried.winner is None:
-            context.run.events.append(
-                "warning",
-                message=f"no settings of {study.title} ({study.trial_id}) were found, its own fail "
-                f"on every Val image: {tried.rows[0]['error']}",
-            )
-        else:
-            parameters = json.loads(tried.rows[tried.winner]["parameters"])
-            candidate = study.space.resolve(parameters)
-            titled = candidate.explainer.model_copy(update={"label": f"{study.title}{TUNED}"})
-            found.setdefault(study.trial_id, []).append(Tuned(titled, candidate.rule))
+        tuned = _winner(context, study, tried)
+        if tuned is not None:
+            found.setdefault(study.trial_id, []).append(tuned)
     return found
+
+
+def _table(studies: Sequence[Study], ended: Sequence[Tried]) -> pd.DataFrame:
+    """A row a setting tried, columns as in `COLUMNS`."""
+    tables = [
+        tried.table(study.space, study.groups).assign(
+            explainer=study.title, trial_id=study.trial_id, backbone=study.backbone
+        )
+        for study, tried in zip(studies, ended, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def _winner(context: Context, study: Study, tried: Tried) -> Tuned | None:
+    """What a study found; a warning where it found nothing."""
+    if tried.winner is None:
+        context.run.events.append(
+            "warning",
+            message=f"no settings of {study.title} ({study.trial_id}) were found, its own fail "
+            f"on every Val image: {tried.rows[0]['error']}",
+        )
+        return None
+    candidate = study.space.resolve(json.loads(tried.rows[tried.winner]["parameters"]))
+    titled = candidate.explainer.model_copy(update={"label": study.winner_title})
+    val = context.explained["Val"]
+    images = [r.image_id for r, there in zip(val, tried.images.tolist(), strict=True) if there]
+    return Tuned(titled, candidate.rule, tuple(images))
 
 
 def spaces(context: Context, settings: ExplainerSearch) -> list[Space]:
@@ -128,10 +111,10 @@ def _run_all(
     context: Context, pool: Pool, sizes: dict[str, tuple[int, int]], studies: Sequence[Study]
 ) -> list[Tried]:
     """The trials of each study, those of before an interruption included."""
-    n_trials = sum(study.settings.n_trials for study in studies)
-    done = [context.run.read(study.table) for study in studies]
-    if sum(map(len, done)) == n_trials:
-        return [Tried(_rows(frame)) for frame in done]
+    before = [Before.of(context, study) for study in studies]
+    pairs = list(zip(studies, before, strict=True))
+    if all(known.is_all(study.settings.n_trials) for study, known in pairs):
+        return [known.tried() for known in before]
     remembering = RememberingPool(pool)
     truths = load_truths(context, ["Val"])
     asked = sorted({s.trial_id for s in studies if isinstance(s.space.explainer, Lime)})
@@ -139,63 +122,18 @@ def _run_all(
     lime = ((s.trial_id, s.space.explainer) for s in studies if s.trial_id in asked)
     material.prepare(pool, lime)
     keys = keys_of(context, pool, asked, material)
-    bar = progress_bar(n_trials, "searching", "setting")
-    ended = []
+    bar = progress_bar(sum(s.settings.n_trials for s in studies), "searching", "setting")
+    ended: list[Tried] = []
+    trial_id = NO_TRIAL
     try:
-        for study, before in zip(studies, done, strict=True):
-            model = keys.get(study.trial_id)
-            judge = Judge(context, remembering, study.trial_id, truths, material, model)
-            ended.append(_run(context, study, judge, before, bar))
+        for study, known in pairs:
+            if study.trial_id != trial_id:
+                material.release(trial_id)
+                trial_id = study.trial_id
+            judge = Judge(context, remembering, trial_id, truths, material, keys.get(trial_id))
+            ended.append(run_study(context, study, judge, known, bar))
             context.run.compact(study.table)
     finally:
         bar.close()
         remembering.close()
     return ended
-
-
-def _run(context: Context, study: Study, judge: Judge, before: pd.DataFrame, bar: Any) -> Tried:
-    """One study; the trials of before are told to the sampler again, and not judged again."""
-    old = _rows(before)
-    bar.update(len(old))
-    if len(old) == study.settings.n_trials:
-        return Tried(old)
-    proposer = Proposer(study.space, study.settings, f"{study.trial_id} {study.title}")
-    tried = Tried()
-    for number in range(study.settings.n_trials):
-        proposal = proposer.ask()
-        if number < len(old):
-            _expect_same(study, old[number], proposal)
-            tried.add(old[number])
-            if proposal.candidate is not None:
-                judge.remember(proposal.candidate, judgement_of(old[number]))
-        else:
-            row = make_row(number, proposal, judge)
-            context.run.append(study.table, pd.DataFrame([row]))
-            tried.add(row)
-            _show(bar, study, tried, judge.n_asked)
-        proposer.tell(proposal, tried.values(number))
-    return tried
-
-
-def _expect_same(study: Study, old: Mapping[Any, Any], proposal: Proposal) -> None:
-    if json.loads(old["parameters"]) != dict(proposal.parameters):
-        raise RunFolderError(
-            f"explainer_search: trial {old['number']} of {study.title} ({study.trial_id}) was "
-            f"{old['parameters']} before the interruption, and is now proposed as "
-            f"{json.dumps(dict(proposal.parameters))}: another version of Optuna or of raybench; "
-            "go on with that of before, or pass --overwrite"
-        )
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _show(bar: Any, study: Study, tried: Tried, n_asked: int) -> None:
-    bar.update(1)
-    if tried.winner is not None:
-        model = "" if study.trial_id == NO_TRIAL else f" {study.trial_id}"
-        bar.set_postfix_str(
-            f"{study.title}{model}: IoU on Val {tried.scores[tried.winner]:.3f}, as set "
-            f"{tried.scores[0]:.3f}, {n_asked:,} forward passes"
-        )

@@ -39,6 +39,11 @@ def make_row(number: int, proposal: Proposal, judge: Judge) -> dict[str, Any]:
     return row
 
 
+def is_failed(row: Row) -> bool:
+    """Whether a trial was judged and failed on an image: refused settings were not judged."""
+    return isinstance(row["error"], str) and len(row["curves"]) > 0
+
+
 def judgement_of(row: Row) -> Judgement:
     """What a row says, as it was judged."""
     curves = np.frombuffer(row["curves"], dtype="<f8").reshape(-1, len(CANDIDATES))
@@ -54,6 +59,7 @@ class Tried:
 
     Attributes:
         rows: as `make_row` has them.
+        images: bool `[N]`, the Val images that they are compared on.
         scores: mean IoU of each on Val, by its own threshold rule; NaN where it failed.
     """
 
@@ -62,7 +68,7 @@ class Tried:
         self.scores: list[float] = []
         self._curves: list[Floats] = []
         self._places: list[int] = []
-        self._images = np.zeros(0, bool)
+        self.images = np.zeros(0, bool)
         for row in rows:
             self.add(row)
 
@@ -70,9 +76,9 @@ class Tried:
         """The next trial."""
         curves = judgement_of(row).curves
         if not self.rows:
-            self._images = np.isfinite(curves[:, 0])
-        shape = (np.count_nonzero(self._images), len(CANDIDATES))
-        found = curves[self._images] if len(curves) else np.full(shape, np.nan)
+            self.images = np.isfinite(curves[:, 0])
+        shape = (np.count_nonzero(self.images), len(CANDIDATES))
+        found = curves[self.images] if len(curves) else np.full(shape, np.nan)
         means = found.mean(axis=0) if len(found) else np.full(len(CANDIDATES), np.nan)
         place = int(best_thresholds(means))
         self.rows.append(row)
@@ -97,7 +103,7 @@ class Tried:
         if not len(good):
             return float("nan")
         there = [
-            group for group, is_there in zip(groups, self._images.tolist(), strict=True) if is_there
+            group for group, is_there in zip(groups, self.images.tolist(), strict=True) if is_there
         ]
         return left_out_score(np.stack([self._curves[n] for n in good]), self._passes(good), there)
 

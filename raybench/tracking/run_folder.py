@@ -6,48 +6,25 @@ command are projections of it that can be made again at any time.
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
-from raybench.errors import RunFolderError, StorageError
+from raybench.errors import RunFolderError
 from raybench.storage import Storage
 from raybench.tracking import lock
 from raybench.tracking.events import EventLog
-from raybench.tracking.parts import Parts, parquet_bytes
+from raybench.tracking.run_tables import CLAIMED, LOCK, OWN_NAMES, RunTables
 from raybench.tracking.stored_config import CONFIG_NAME, StoredConfig
 
 State = Literal["new", "resumed", "finished"]
 
-OWN_NAMES = (
-    "events.jsonl",
-    "parts",
-    "trials.csv",
-    "scores.parquet",
-    "leaderboard.csv",
-    "explainer_search.csv",
-    "predictions.parquet",
-    "figures",
-    "checkpoints",
-    "mlflow.db",
-    "mlflow.db-journal",
-    "mlflow.db-shm",
-    "mlflow.db-wal",
-    "mlflow-artifacts",
-)
-"""What raybench writes at the top of a run folder, beside the names claimed with `claim`."""
-
-_LOCK = ".lock"
-_CLAIMED = ".claimed"
 _BEING_REMOVED = "being-removed"
 _LEFTOVER = re.compile(r"^\..*\.part$")
 
 
-class RunFolder:
+class RunFolder(RunTables):
     """The folder of one sweep. Making the object touches nothing; `open` takes it for a sweep.
 
     Reading (the report, the projection to MLflow) needs no `open` and no lock.
@@ -70,11 +47,10 @@ class RunFolder:
                 f"choose a local output folder and copy it up afterwards"
             )
         # Absolute from here on: the process may change its working directory.
-        self.storage = Storage(Storage(root).path())
+        super().__init__(Storage(Storage(root).path()))
         self.path = Path(self.storage.root)
         self.events = EventLog(self.storage)
         self._config = StoredConfig(self.storage)
-        self._parts: dict[str, Parts] = {}
         self._lock: int | None = None
         self._pending: tuple[Mapping[str, Any], str] | None = None
 
@@ -113,7 +89,7 @@ class RunFolder:
         if self._lock is not None:
             raise RunFolderError(f"{self.path}: this run folder is open already; close it first")
         self._make()
-        self._lock = lock.take(self.path / _LOCK)
+        self._lock = lock.take(self.path / LOCK)
         try:
             state = self._decide(config, digest, resume, overwrite)
             self._pending = (config, digest) if state == "new" else None
@@ -136,7 +112,7 @@ class RunFolder:
     def abandon(self) -> None:
         """Leave a folder opened with `defer` as it was found."""
         if self._config.digest() is None:
-            self.storage.remove(_LOCK)  # before it is let go, or another sweep could lose its own
+            self.storage.remove(LOCK)  # before it is let go, or another sweep could lose its own
         self.close()
         if not self.storage.names():
             self.path.rmdir()
@@ -174,109 +150,6 @@ class RunFolder:
         """
         return self._config.need_digest()
 
-    def append(self, table: str, frame: pd.DataFrame) -> None:
-        """Add rows to `parts/<table>`, all or none, as one Parquet part.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
-        self._table(table).append(frame)
-
-    def read(self, table: str) -> pd.DataFrame:
-        """All rows of `parts/<table>` in the order of writing; empty where there are none.
-
-        Raises:
-            StorageError: a part cannot be read.
-        """
-        return self._table(table).read()
-
-    def iterate(self, table: str, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """The rows of `parts/<table>` part by part; only some columns where they are named.
-
-        Raises:
-            StorageError: a part cannot be read.
-        """
-        yield from self._table(table).iterate(columns)
-
-    def compact(self, table: str) -> None:
-        """Merge the parts of `table` into one; a kill neither loses nor doubles a row.
-
-        Raises:
-            StorageError: a part cannot be read or written.
-        """
-        self._table(table).compact()
-
-    def claim(self, name: str) -> None:
-        """Note that raybench writes `name` right below the folder: overwriting removes it.
-
-        Raises:
-            StorageError: it is not a plain name.
-        """
-        if not name or "/" in name or "\\" in name or name in {".", "..", CONFIG_NAME, _LOCK}:
-            raise StorageError(f"{name!r}: expected a plain name right below the run folder")
-        if name not in OWN_NAMES and name not in self._claimed():
-            self.storage.append_line(_CLAIMED, name)
-
-    def write_csv(self, name: str, frame: pd.DataFrame) -> None:
-        """Write a table as CSV, atomically, without its index.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        self.claim(name)
-        self.storage.write(name, frame.to_csv(index=False).encode())
-
-    def write_parquet(self, name: str, frame: pd.DataFrame) -> None:
-        """Write a table as Parquet, atomically, without its index.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        self.claim(name)
-        self.storage.write(name, parquet_bytes(frame, self.storage.path(name)))
-
-    def write_figure(self, name: str, png: bytes) -> None:
-        """Write `figures/<name>`, atomically. The name ends in `.png`.
-
-        Raises:
-            StorageError: the name is another, or the file cannot be written.
-        """
-        if not name.endswith(".png") or "/" in name:
-            raise StorageError(f"{name!r}: a figure's name is plain and ends in .png")
-        self.storage.write(f"figures/{name}", png)
-
-    def read_csv(self, name: str) -> pd.DataFrame:
-        """A CSV table of this folder, `trial_id` as text; empty where there is none.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
-        if not self.storage.exists(name):
-            return pd.DataFrame()
-        try:
-            return pd.read_csv(io.BytesIO(self.storage.read(name)), dtype={"trial_id": str})
-        except pd.errors.EmptyDataError:  # a frame without columns was written
-            return pd.DataFrame()
-        except ValueError as error:
-            raise StorageError(f"{self.storage.path(name)}: not a CSV table ({error})") from error
-
-    def read_parquet(self, name: str) -> pd.DataFrame:
-        """A Parquet table of this folder; empty where there is none.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
-        if not self.storage.exists(name):
-            return pd.DataFrame()
-        try:
-            return pd.read_parquet(io.BytesIO(self.storage.read(name)))
-        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-            path = self.storage.path(name)
-            raise StorageError(f"{path}: not a Parquet table ({error})") from error
-
-    def _table(self, table: str) -> Parts:
-        return self._parts.setdefault(table, Parts(self.storage, table))
-
     def _make(self) -> None:
         """Make the folder, and refuse one that holds something that raybench did not write."""
         try:
@@ -286,7 +159,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: cannot be a run folder ({error.strerror}); choose another"
             ) from error
-        foreign = [name for name in names if name != _LOCK and not _LEFTOVER.match(name)]
+        foreign = [name for name in names if name != LOCK and not _LEFTOVER.match(name)]
         if foreign and self._config.digest() is None:
             raise RunFolderError(
                 f"{self.path}: expected no files, or a run folder with {CONFIG_NAME}, found "
@@ -320,15 +193,10 @@ class RunFolder:
         self._config.write({}, _BEING_REMOVED)
         leftovers = [name for name in self.storage.names() if _LEFTOVER.match(name)]
         try:
-            for name in (*OWN_NAMES, *self._claimed(), *leftovers, _CLAIMED):
+            for name in (*OWN_NAMES, *self._claimed(), *leftovers, CLAIMED):
                 self.storage.remove(name)
         except OSError as error:
             raise RunFolderError(
                 f"{self.path}: {name} cannot be removed ({error}); remove it by hand"
             ) from error
         self._parts.clear()
-
-    def _claimed(self) -> list[str]:
-        if not self.storage.exists(_CLAIMED):
-            return []
-        return self.storage.read(_CLAIMED).decode().splitlines()

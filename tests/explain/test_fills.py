@@ -196,6 +196,33 @@ def test_no_hole_is_left_where_the_neighbours_lungs_end() -> None:
     np.testing.assert_array_equal(lay_over(other, None, image, lungs), other)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_large_neighbour_is_averaged_and_not_sampled(masked: bool) -> None:
+    """Stripes of two pixels, shown at an eighth of their size, are their mean grey everywhere."""
+    lungs = np.zeros((64, 48), bool)
+    lungs[10:50, 8:40] = True
+    its_lungs = np.zeros((520, 520), bool)
+    its_lungs[61:381, 101:357] = True
+    lines = np.arange(520) // 2 % 2
+    for stripes in (lines[None], lines[:, None]):
+        other = np.broadcast_to(200 * stripes, (520, 520)).astype(np.uint8)
+        other = np.where(its_lungs, other, 0).astype(np.uint8) if masked else other
+        image = np.where(lungs | (not masked), 90, 0).astype(np.uint8)
+        laid = lay_over(other, its_lungs, image, lungs)
+        assert np.abs(laid[lungs].astype(int) - 100).max() <= 1
+    # What is shown keeps its place: a bright quarter of the lungs' box stays a quarter.
+    other = np.zeros((520, 520), np.uint8)
+    other[61:221, 101:229] = 250
+    other = np.maximum(other, np.where(its_lungs, 50, 0)).astype(np.uint8)
+    laid = lay_over(other, its_lungs, image, lungs)
+    expected = np.where(lungs, 50, laid)
+    expected[10:30, 8:24] = 250
+    np.testing.assert_array_equal(laid[lungs], expected[lungs])
+    speck = np.zeros((64, 48), bool)
+    speck[30, 20] = True  # lungs of a pixel: the scale is in the hundreds, the memory is not
+    assert lay_over(other, its_lungs, np.where(speck, 90, 0).astype(np.uint8), speck).any()
+
+
 def test_the_bank_gives_the_nearest_of_other_patients() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from raybench.explain import (
     RidgeSurrogate,
 )
 from raybench.explain.fills import Mean
-from raybench.explain.neighbourhood import LocalFit, expected_iou
+from raybench.explain.neighbourhood import LocalFit, Neighbourhood, expected_iou
 from raybench.explain.surrogate import cosine_distance, jackknife, kernel, ridge, standard_error
 from raybench.models.classifier import Classifier
 from raybench.types import Arrays, Gray, Subject
@@ -247,3 +248,18 @@ def test_an_interrupted_image_goes_on_where_it_was(
         store.answer(unit, classifier.identity, lambda u=unit: lime.run(u, classifier))
     found = lime.attribute(classifier, masked, store=AnswerStore(str(tmp_path)))
     assert found.extras["n_asked"] == 120 - 64
+
+
+def _large(seed: int) -> Neighbourhood:
+    """9 MB: 16,384 samples of 576 superpixels."""
+    image = np.full((24, 24), 9, np.uint8)
+    labels = np.arange(576, dtype=np.int32).reshape(24, 24)
+    settings = ("independent", 16_384, image, image[None] * 0, labels, seed, 1, False)
+    return Neighbourhood.draw(*settings)  # type: ignore[arg-type]
+
+
+def test_what_is_kept_of_large_neighbourhoods_is_bounded_by_bytes() -> None:
+    kept = [weakref.ref(_large(seed).keep) for seed in range(9)]
+    alive = [keep for ref in kept if (keep := ref()) is not None]
+    assert 2 <= len(alive) <= 64 // 9
+    assert _large(8).keep is alive[-1], "the last is not drawn again"

@@ -79,7 +79,7 @@ def equation(
         SoftMasks((image.shape[0], image.shape[1]), rise.cells, rise.keep, rise.seed), rise.n_masks
     )
     rows, columns = resize_matrices((image.shape[0], image.shape[1]), classifier.input_size)
-    mean, std = classifier._mean.numpy().ravel(), classifier._std.numpy().ravel()
+    mean, std = classifier._inputs._mean.numpy().ravel(), classifier._inputs._std.numpy().ravel()
     total, shown = np.zeros(image.shape), np.zeros(image.shape)
     for mask in masks:
         seen = mask * image + (1 - mask) * fill

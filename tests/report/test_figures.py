@@ -271,3 +271,40 @@ def test_the_front_steps_from_the_cheapest_setting_to_the_best() -> None:
     assert pareto(tried().iloc[-1:]).axes[0].get_title() == "no model"
     with pytest.raises(ValueError, match="val_iou"):
         pareto(tried().drop(columns="val_iou"))
+
+
+def many_tried(n: int = 26) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "trial_id": "t0",
+            "backbone": "vgg16",
+            "explainer": f"explainer_{number}" + "_of_a_long_name" * (number % 3 == 0),
+            "number": trial,
+            "val_iou": rng.uniform(),
+            "n_forward": float(rng.integers(1, 500)),
+            "winner": trial == 2,
+        }
+        for number in range(n)
+        for trial in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_legend_of_many_explainers_stays_on_the_figure_and_tells_them_apart() -> None:
+    figure = pareto(many_tried())
+    pixels = rendered(figure)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 26 + 3
+    height, width = figure.bbox.height, figure.bbox.width
+    for artist in (*legend.get_texts(), figure.axes[0]):
+        box = artist.get_window_extent()
+        assert (box.x0 >= 0, box.x1 <= width, box.y0 >= 0, box.y1 <= height) == (True,) * 4, artist
+    assert figure.axes[0].get_window_extent().height > 0.4 * height
+    edge = pixels[:, [0, -1], :3]
+    assert (edge == edge[0, 0]).all(), "nothing is cut off at the sides"
+    handles = legend.legend_handles[:26]
+    assert len({(h.get_color(), h.get_marker()) for h in handles}) == 26
+    # In the ring of a winner stands its marker.
+    of_each = [c for c in figure.axes[0].collections if len(c.get_offsets()) == 1]
+    assert len(of_each) == 26 * 3

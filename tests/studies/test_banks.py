@@ -17,11 +17,13 @@ from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExecutionError, ExplainError
 from raybench.executor.local import LocalPool
 from raybench.explain import GradCam, Lime
-from raybench.explain.neighbours import lay_over
+from raybench.explain.neighbours import Bank, lay_over
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
+from raybench.studies import banks
 from raybench.studies.context import Context
+from raybench.studies.explain_stage import Item, _jobs
 from raybench.studies.material import Material
 from raybench.types import ChestXray, XrayRecord
 
@@ -129,3 +131,50 @@ def test_what_cannot_be_had_is_refused(checkpoint: bytes, tmp_path: Path) -> Non
     broken = LocalPool(lambda key: b"", 1)
     with pytest.raises(ExecutionError, match="features of t0: ModelError"):
         material.prepare(broken, [("t0", Lime.model_validate({"fill": "neighbour"}))])
+
+
+def test_one_bank_serves_all_images_of_a_model_until_it_is_released(
+    checkpoint: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Bank] = []
+
+    class Counted(Bank):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(banks, "Bank", Counted)
+    context = context_of()
+    material = Material(context, {"t0": SIZE, "t1": SIZE})
+    lime = Lime.model_validate({"fill": "neighbour"})
+    pool = LocalPool(lambda key: checkpoint, 1)
+    material.prepare(pool, [("t0", lime), ("t1", lime)])
+    records = [*context.explained["Val"], *context.explained["Test"]]
+    first = [material.subject(lime, r, t).neighbours for t in ("t0", "t1") for r in records]
+    assert len(made) == 2
+    material.release("t0")
+    material.release("t0")
+    with pytest.raises(KeyError):
+        material.subject(lime, records[0], "t0")
+    still = material.subject(lime, records[0], "t1").neighbours
+    np.testing.assert_array_equal(still, first[2])
+
+
+def test_a_trial_whose_images_have_all_been_begun_is_released() -> None:
+    told: list[str] = []
+
+    class Told:
+        def release(self, trial_id: str) -> None:
+            told.append(f"release {trial_id}")
+
+        def subject(self, explainer: Any, record: XrayRecord, trial_id: str | None) -> Any:
+            told.append(f"subject {trial_id}")
+            return None
+
+    record = context_of().explained["Val"][0]
+    todo = [Item(t, e, record) for t in ("t0", "t1") for e in (Lime(), GradCam())]
+    list(_jobs(Told(), todo, {}, None))  # type: ignore[arg-type]
+    after = told.index("release t0")
+    assert told[after - 1 : after + 2] == ["subject t0", "release t0", "subject t1"]
+    assert told.count("subject t0") == 2
+    assert "release t1" not in told[: told.index("subject t1")]
