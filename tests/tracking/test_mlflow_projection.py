@@ -124,6 +124,7 @@ def end(run: RunFolder) -> None:
                 "best": [True, False, False, True],
                 "val_accuracy": [0.6, 0.5, math.nan, 0.7],
                 "test_accuracy": [0.55, math.nan, math.nan, 0.65],
+                "test_accuracy_low": [0.5, math.nan, math.nan, 0.6],
                 "test_n": [12, 12, 12, 12],
                 "test_note": ["a", "b", "c", "d"],
             }
@@ -229,7 +230,9 @@ def test_metrics_are_those_of_the_folder(tmp_path: Path, elsewhere: Path) -> Non
     shown = runs["t10"].data.metrics
     assert (shown["classification/val_accuracy"], shown["val_accuracy"]) == (0.7, 0.4 + 2 / 10)
     assert shown["classification/test_n"] == 12
+    assert shown["classification/test_accuracy_low"] == 0.6
     assert "classification/test_note" not in shown
+    assert "classification/test_accuracy_low" not in runs["t2"].data.metrics
     assert "classification/test_accuracy" not in runs["t2"].data.metrics
     table = scores()
     good = table[(table["trial_id"] == "t10") & table["error"].isna()]
