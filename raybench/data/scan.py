@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from raybench.data.shortcuts import statistics_of
 from raybench.errors import BadImageError, DataError
 from raybench.types import ChestXray, Dataset, Split, XrayRecord
 
@@ -26,12 +30,14 @@ class Scan:
         digest: 16 hexadecimal digits that stand for all usable images: names, labels, splits,
             pixels and masks. The decoded pixels are what is hashed, so that a file written anew
             without loss, or a data set without files, keeps its digest. Patients do not enter.
+        statistics: `shortcuts.statistics_of` the usable images of Train and Val, by `image_id`.
     """
 
     records: tuple[XrayRecord, ...]
     bad: tuple[str, ...]
     with_infection: frozenset[str]
     digest: str
+    statistics: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class _Look:
     problem: str | None = None
     infected: bool = False
     digest: bytes = b""
+    statistics: NDArray[np.float32] | None = None
 
 
 def scan(
@@ -77,6 +84,7 @@ def scan(
         bad=tuple(bad),
         with_infection=frozenset(r.image_id for r, look in good if look.infected),
         digest=_digest(good),
+        statistics={r.image_id: k.statistics for r, k in good if k.statistics is not None},
     )
 
 
@@ -179,7 +187,8 @@ def _look(dataset: Dataset, record: XrayRecord, needs_lung_masks: bool) -> _Look
             "set preprocess.lung_masking false to go without"
         )
     infected = xray.infection_mask is not None and bool(xray.infection_mask.any())
-    return _Look(infected=infected, digest=_pixels_digest(xray))
+    statistics = None if record.split == "Test" else statistics_of(xray)
+    return _Look(infected=infected, digest=_pixels_digest(xray), statistics=statistics)
 
 
 def _pixels_digest(xray: ChestXray) -> bytes:
