@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from raybench.data.patients import patient_groups
 from raybench.types import ChestXray, XrayRecord
 
-EVERYTHING = "all of these"
+EVERYTHING = "all together"
 
 LEVEL = 0.05
 """How often data without any shortcut may give a warning, all families together."""

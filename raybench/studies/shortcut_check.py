@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 _CURES = {
     "size": "bring the files to one size and shape before the sweep",
-    "grey levels": "set preprocess.clahe, or equalise the files' exposure before the sweep",
+    "grey levels": "set preprocess.clahe, or equalise exposures before the sweep",
     "file type": "write all files anew from originals of one kind",
 }
 
@@ -53,7 +53,7 @@ def _message(evidence: Sequence[Evidence], preprocess: Preprocess) -> str:
         f"{evidence[0].chance:.2f}): {_listed(ruled_out)}"
     )
     if others:
-        text += f"; not beyond doubt, {_listed(others)}"
+        text += f"; less surely, {_listed(others)}"
     cures = [
         _cure(e.family, preprocess) for e in [*ruled_out, *others] if e.family != EVERYTHING
     ] or ["compare how the images of each class were made"]
@@ -69,13 +69,13 @@ def _listed(evidence: Sequence[Evidence]) -> str:
 def _cure(family: str, preprocess: Preprocess) -> str:
     if family == "border and corners":
         if preprocess.lung_masking:
-            return "what stands at the border is blackened by lung masking already: keep that on"
+            return "lung masking blackens the border: keep that on"
         return "set preprocess.lung_masking, or erase or crop the borders before the sweep"
     if family == "lung masks":
         if preprocess.lung_masking:
             return (
-                "lung masking shows their outline to the classifier: compare with a sweep without "
-                "it, and see that the masks of all classes were drawn in one way"
+                "lung masking shows the masks' outline: compare with a sweep without it, and see "
+                "that those of all classes were drawn in one way"
             )
-        return "leave preprocess.lung_masking off: it would show their outline to the classifier"
+        return "leave preprocess.lung_masking off: it would show the masks' outline"
     return _CURES[family]
