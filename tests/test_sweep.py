@@ -130,6 +130,11 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     assert list(trials.status) == ["finished"] * 4
     assert dict(trials.groupby("backbone").best.sum()) == {"test_efficientnet": 1, "test_resnet": 1}
     assert trials.test_accuracy.notna().tolist() == trials.best.tolist()
+    for name in ("val_accuracy", "test_accuracy", "test_recall_Normal", "test_loss"):
+        found = trials[trials.best]
+        assert found[f"{name}_low"].le(found[name]).all(), name
+        assert found[f"{name}_high"].ge(found[name]).all(), name
+        assert trials[~trials.best][[f"{name}_low", f"{name}_high"]].isna().all(axis=None), name
     assert list(scores.columns) == [
         *("trial_id", "backbone", "image_id", "split", "label", "predicted", "explainer"),
         *("threshold_rule", "threshold", "iou", "dice", "hausdorff", "seconds", "n_forward"),
@@ -153,7 +158,8 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
         assert (whole / name).exists(), name
     pictures = {p.name for p in (whole / "figures").glob("*.png")}
     assert {"training_curves.png", "explainers.png", "pareto.png"} <= pictures
-    assert all(f"{kind}_{t}.png" in pictures for t in best for kind in ("roc", "infection_maps"))
+    kinds = ("roc", "precision_recall", "confusion", "reliability", "infection_maps")
+    assert all(f"{kind}_{t}.png" in pictures for t in best for kind in kinds)
     assert len(list((whole / "checkpoints").glob("*.safetensors"))) == 4
 
 
@@ -221,7 +227,7 @@ def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
     first_lime = run / "parts"
     _kill_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
     folder = RunFolder(str(run))
-    tables = [p.name for p in first_lime.glob("maps_*")]
+    tables = {p.parent.name for p in first_lime.glob("maps_*/*.parquet")}  # a folder may be empty
     kept = {t: folder.read(t)[["image_id", "seconds"]] for t in tables}
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
     _finish(_start(study, tmp_path, "--resume"))

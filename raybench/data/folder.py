@@ -10,13 +10,14 @@ from typing import ClassVar, Literal, Self, cast
 from pydantic import AliasChoices, Field, model_validator
 
 from raybench.data.images import load_files
+from raybench.data.patients import Shares, deal
 from raybench.data.tables import first_lines, patients_in_two_splits, read_table
 from raybench.errors import DataError, StorageError
 from raybench.settings import Settings
 from raybench.storage import Storage
 from raybench.types import SPLITS, ChestXray, Split, XrayRecord
 
-_REQUIRED = ("image", "label", "split")
+_REQUIRED = ("image", "label")
 _FILES = ("image", "lung_mask", "infection_mask")
 
 _Row = dict[str, str]
@@ -26,9 +27,10 @@ _Problem = tuple[int, str]
 class Folder(Settings):
     """A folder and its index: the settings are the reader itself (`raybench.types.Dataset`).
 
-    The index is a CSV file with a header line. Columns `image`, `label` and `split` (Train, Val or
-    Test) are required; `lung_mask`, `infection_mask` and `patient` may be left out or empty; others
-    are ignored. Paths are relative to the root and stay below it.
+    The index is a CSV file with a header line. Columns `image` and `label` are required; `split`
+    (Train, Val or Test) may be left out, and then patients are dealt to splits; `lung_mask`,
+    `infection_mask` and `patient` may be left out or empty; others are ignored. Paths are relative
+    to the root and stay below it.
     """
 
     least_classes: ClassVar[int] = 2
@@ -44,6 +46,12 @@ class Folder(Settings):
     )
     infection_class: str = Field(
         description="the class whose infection masks explanations are held against"
+    )
+
+    splits: Shares | None = Field(
+        None,
+        description="how patients are dealt to splits where the index has no column `split`; null: "
+        "15% to Val, 15% to Test, seed 0",
     )
 
     @model_validator(mode="after")
@@ -125,7 +133,22 @@ class Folder(Settings):
         rows = read_table(storage, self.index, _REQUIRED)
         if not rows:
             raise DataError(f"{storage.path(self.index)}: expected a line an image, found none")
-        return [(line, _normal(row)) for line, row in rows]
+        if "split" in rows[0][1] and self.splits is not None:
+            raise DataError(
+                f"{storage.path(self.index)}: has a column split, and the setting splits says how "
+                "to make them: take one of the two away"
+            )
+        normal = [(line, _normal(row)) for line, row in rows]
+        return normal if "split" in rows[0][1] else self._dealt(normal)
+
+    def _dealt(self, rows: list[tuple[int, _Row]]) -> list[tuple[int, _Row]]:
+        """The rows with splits made by patient; an image of an unknown patient is dealt alone."""
+        # With a mark that no cell of a CSV file begins with: no path passes for a patient.
+        patients = [row.get("patient") or f"\0{row['image']}" for _, row in rows]
+        splits = deal(patients, [row["label"] for _, row in rows], self.splits or Shares())
+        return [
+            (line, {**row, "split": split}) for (line, row), split in zip(rows, splits, strict=True)
+        ]
 
     def _row_problems(self, rows: list[tuple[int, _Row]]) -> list[_Problem]:
         problems: list[_Problem] = []

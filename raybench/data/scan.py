@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raybench.data.shortcuts import statistics_of
 from raybench.errors import BadImageError, DataError
 from raybench.types import Dataset, Split, XrayRecord
 
@@ -31,6 +32,7 @@ class Scan:
             pixels and masks. The decoded pixels are what is hashed, so that a file written anew
             without loss, or a data set without files, keeps its digest. Patients do not enter.
         pixels: by `image_id` and split, a digest of the decoded X-ray alone.
+        statistics: `shortcuts.statistics_of` the usable images of Train and Val, by `image_id`.
     """
 
     records: tuple[XrayRecord, ...]
@@ -38,6 +40,7 @@ class Scan:
     with_infection: frozenset[str]
     digest: str
     pixels: Mapping[tuple[str, Split], bytes]
+    statistics: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class _Look:
     infected: bool = False
     digest: bytes = b""
     pixels: bytes = b""
+    statistics: NDArray[np.float32] | None = None
 
 
 def scan(
@@ -110,6 +114,7 @@ def scan(
         with_infection=frozenset(r.image_id for r, look in good if look.infected),
         digest=_digest(good),
         pixels={(r.image_id, r.split): look.pixels for r, look in good},
+        statistics={r.image_id: k.statistics for r, k in good if k.statistics is not None},
     )
 
 
@@ -222,8 +227,14 @@ def _look(dataset: Dataset, needs_lung_masks: bool, taken: Taken, record: XrayRe
             problem=f"{record.image_id}: of a patient in the Train split that classifiers are "
             "trained on"
         )
+    statistics = None if record.split == "Test" else statistics_of(xray)
     masks = (xray.image, xray.lung_mask, xray.infection_mask)
-    return _Look(infected=infected, digest=_pixels_digest(*masks), pixels=pixels)
+    return _Look(
+        infected=infected,
+        digest=_pixels_digest(*masks),
+        pixels=pixels,
+        statistics=statistics,
+    )
 
 
 def _pixels_digest(*arrays: NDArray[np.generic] | None) -> bytes:

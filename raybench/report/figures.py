@@ -5,22 +5,24 @@ Figures are made with the object interface and never shown; `png` turns one into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
-from sklearn.metrics import auc
 
 from raybench.report.bars import REFERENCES, explainer_bars
+from raybench.report.classification import (
+    confusion_matrix,
+    precision_recall_curves,
+    reliability_diagram,
+    roc_curves,
+)
 from raybench.report.panel import PanelCell, PanelRow, explanation_panel
 from raybench.report.pareto import pareto
-from raybench.report.style import COLOURS, clean, need, png, wrapped
-from raybench.scoring.classification import check_predictions, roc
+from raybench.report.style import COLOURS, clean, need, png
 
 __all__ = [
     "REFERENCES",
@@ -31,19 +33,20 @@ __all__ = [
     "explanation_panel",
     "pareto",
     "png",
+    "precision_recall_curves",
+    "reliability_diagram",
     "roc_curves",
     "training_curves",
 ]
 
-LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
-
-def training_curves(epochs: pd.DataFrame) -> Figure:
+def training_curves(epochs: pd.DataFrame, chosen: Collection[str] = ()) -> Figure:
     """Loss and accuracy over epochs, a row of two panels a backbone.
 
-    In colour stands the best trial, that of the highest accuracy on Val (then of the lowest loss
-    there); the other trials' curves on Val are grey behind it. Its phases are parted by lines, and
-    named by what they unfreeze where there is such a column, by number otherwise.
+    In colour stands the chosen trial, or where none of the backbone's is named that of the highest
+    accuracy on Val in any epoch (then of the lowest loss there); the other trials' curves on Val
+    are grey behind it. Its phases are parted by lines, and named by what they unfreeze where there
+    is such a column, by number otherwise.
 
     Args:
         epochs: a row an epoch; `trial_id`, `backbone`, `epoch` (counted on through the phases),
@@ -59,7 +62,10 @@ def training_curves(epochs: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 2.5 * len(backbones) + 0.6), layout="constrained")
     grid = figure.subplots(len(backbones), 2, squeeze=False, sharey="col")
     for axes, (backbone, rows) in zip(grid, backbones, strict=True):
-        ranked = rows.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+        named = rows[rows["trial_id"].isin(chosen)]
+        ranked = (rows if named.empty else named).sort_values(
+            ["val_accuracy", "val_loss"], ascending=[False, True]
+        )
         best = ranked["trial_id"].iloc[0]
         for ax, measure in zip(axes, ("loss", "accuracy"), strict=True):
             _curves(ax, rows, best, measure)
@@ -109,82 +115,3 @@ def _mark_phases(ax: Axes, rows: pd.DataFrame) -> None:
             fontsize=7,
             color="#555555",
         )
-
-
-def roc_curves(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    classes: Sequence[str],
-    title: str,
-) -> Figure:
-    """One-vs-rest ROC curves, a line a class, each with its area.
-
-    A class without an image, or without an image of another, has no curve; the legend says so.
-
-    Args:
-        probabilities: `[n, C]`, rows that sum to one.
-        labels: int `[n]`.
-        classes: C names.
-        title: above the figure.
-
-    Raises:
-        ValueError: as `scoring.classification.check_predictions`.
-    """
-    check_predictions(probabilities, labels)
-    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
-    ax = figure.subplots()
-    ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":", label="chance")
-    for index, name in enumerate(classes):
-        style: Any = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % 5]}
-        belongs = labels == index
-        if belongs.all() or not belongs.any():
-            ax.plot([], [], label=f"{name} (no curve: {belongs.sum()} images)", **style)
-            continue
-        false_rate, true_rate, _ = roc(probabilities, labels, index)
-        area = auc(false_rate, true_rate)
-        ax.plot(false_rate, true_rate, label=f"{name} (AUC {area:.3f})", linewidth=2, **style)
-    ax.set(xlabel="false positive rate", ylabel="true positive rate", title=title)
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    ax.legend(loc="lower right", fontsize=8, frameon=False)
-    clean(ax)
-    return figure
-
-
-def confusion_matrix(
-    matrix: NDArray[np.integer[Any]], classes: Sequence[str], title: str
-) -> Figure:
-    """Counts and shares of each true class; the darker, the larger the share.
-
-    Args:
-        matrix: counts, int `[C, C]`, rows true and columns predicted.
-        classes: C names.
-        title: above the figure.
-
-    Raises:
-        ValueError: the matrix is not `[C, C]`.
-    """
-    n_classes = len(classes)
-    if matrix.shape != (n_classes, n_classes):
-        raise ValueError(f"expected shape {(n_classes, n_classes)}, but got {matrix.shape}")
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 1.6 + 0.95 * n_classes
-    figure = Figure(figsize=(side, side), layout="constrained")
-    ax = figure.subplots()
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(matrix.shape):
-        value = share[row, column]
-        ax.text(
-            column,
-            row,
-            f"{matrix[row, column]}\n{value:.0%}",
-            ha="center",
-            va="center",
-            color="white" if value > 0.55 else "black",
-        )
-    names = [wrapped(name, 12) for name in classes]
-    ax.set_xticks(range(n_classes), names)
-    ax.set_yticks(range(n_classes), names)
-    ax.set(xlabel="predicted", ylabel="true", title=title)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return figure

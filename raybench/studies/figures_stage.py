@@ -1,4 +1,4 @@
-"""The figures of a sweep: curves, ROC, confusion, bars of explainers, infection maps."""
+"""The figures of a sweep: curves, classification, bars of explainers, infection maps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from raybench.report.figures import (
     explanation_panel,
     pareto,
     png,
+    precision_recall_curves,
+    reliability_diagram,
     roc_curves,
     training_curves,
 )
 from raybench.report.infection_map import infection_map, superpixel_map
-from raybench.scoring.classification import confusion
+from raybench.scoring.classification import confusion, reliability
 from raybench.studies.context import Context, Winners
+from raybench.studies.judge_stage import predictions_of
 from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
 from raybench.types import Gray
 
@@ -49,8 +52,9 @@ def draw(
     run = context.run
     with context.stage("drawing"):
         epochs = _epochs(context)
+        best = list(judged[judged.best].trial_id)
         if len(epochs):
-            run.write_figure("training_curves.png", png(training_curves(epochs)))
+            run.write_figure("training_curves.png", png(training_curves(epochs, best)))
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]
         if len(board):
@@ -81,15 +85,17 @@ def _classification(context: Context, trial: Mapping[Hashable, Any]) -> None:
     part = frame[(frame.trial_id == trial["trial_id"]) & (frame.split == "Test")]
     if part.empty:
         return
-    probabilities = part[[f"p_{name}" for name in classes]].to_numpy(np.float64)
-    labels = np.array([classes.index(label) for label in part.label])
+    probabilities, labels = predictions_of(part, classes)
     title = f"{trial['backbone']} ({trial['trial_id']}), Test"
     matrix = confusion(probabilities, labels, len(classes))
-    name = str(trial["trial_id"])
-    context.run.write_figure(
-        f"roc_{name}.png", png(roc_curves(probabilities, labels, classes, title))
-    )
-    context.run.write_figure(f"confusion_{name}.png", png(confusion_matrix(matrix, classes, title)))
+    ece = (trial["test_ece"], trial["test_ece_low"], trial["test_ece_high"])
+    for name, figure in (
+        ("roc", roc_curves(probabilities, labels, classes, title)),
+        ("precision_recall", precision_recall_curves(probabilities, labels, classes, title)),
+        ("confusion", confusion_matrix(matrix, classes, title)),
+        ("reliability", reliability_diagram(*reliability(probabilities, labels), ece, title)),
+    ):
+        context.run.write_figure(f"{name}_{trial['trial_id']}.png", png(figure))
 
 
 def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame) -> Figure:

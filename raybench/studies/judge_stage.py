@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from raybench.data.patients import patient_groups
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExecutionError
 from raybench.executor import Job, Pool, run_jobs
 from raybench.models.predict import Batch, Predict
-from raybench.scoring.classification import classification_scores
+from raybench.scoring.classification import classification_intervals, classification_scores
 from raybench.studies.context import Context, progress_bar
 from raybench.types import Dataset, Split, XrayRecord
 
@@ -105,18 +108,47 @@ def _frame(
     return frame
 
 
-def scores_by_trial(context: Context, split: Split) -> pd.DataFrame:
-    """Classification scores, a row a trial with predictions on the split, `val_` or `test_`."""
+def scores_by_trial(
+    context: Context, split: Split, with_intervals: Collection[str] = ()
+) -> pd.DataFrame:
+    """Classification scores, a row a trial with predictions on the split, `val_` or `test_`.
+
+    Args:
+        with_intervals: trials that get the ends of a bootstrap interval beside each score, `_low`
+            and `_high`: whole patients are drawn where they are known, and the same ones for every
+            trial. They are NaN for the others.
+    """
     frame = context.run.read("predictions")
-    classes = context.dataset.classes
+    groups = _groups(context, split)
     rows = []
     for trial_id, part in frame[frame.split == split].groupby("trial_id", sort=True):
-        probabilities = part[[f"p_{name}" for name in classes]].to_numpy(np.float64)
-        labels = np.array([classes.index(label) for label in part.label])
-        scores = classification_scores(probabilities, labels, classes)
-        prefix = split.lower()
-        rows.append({"trial_id": trial_id} | {f"{prefix}_{k}": v for k, v in scores.items()})
+        given = (*predictions_of(part, context.dataset.classes), context.dataset.classes)
+        scores = classification_scores(*given)
+        ends: dict[str, tuple[float, float]] = {}
+        if trial_id in with_intervals:
+            drawn = np.array([groups[image_id] for image_id in part.image_id])
+            ends = classification_intervals(*given, drawn, seed=context.config.seed)
+        row: dict[str, object] = {"trial_id": trial_id}
+        for name, score in scores.items():
+            column = f"{split.lower()}_{name}"
+            row[column] = score
+            row[f"{column}_low"], row[f"{column}_high"] = ends.get(name, (math.nan, math.nan))
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def predictions_of(
+    frame: pd.DataFrame, classes: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rows of the table of predictions as probabilities `[n, C]` and labels `[n]`."""
+    probabilities = frame[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    return probabilities, np.array([classes.index(label) for label in frame.label], np.int64)
+
+
+def _groups(context: Context, split: Split) -> dict[str, int]:
+    records = context.of(split)
+    numbers = patient_groups(records).tolist()
+    return {r.image_id: number for r, number in zip(records, numbers, strict=True)}
 
 
 def choose_best(trials: pd.DataFrame, val: pd.DataFrame) -> list[str]:
@@ -145,7 +177,8 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
         if context.other is not None:
             predict(context, pool, list(sizes.items()), "Val", explained=True)
             predict(context, pool, [(t, sizes[t]) for t in chosen], "Test", explained=True)
-    test = scores_by_trial(context, "Test")
+        val = scores_by_trial(context, "Val", best)
+        test = scores_by_trial(context, "Test", best)
     judged = trials.merge(val, on="trial_id", how="left").merge(test, on="trial_id", how="left")
     judged.insert(3, "best", judged.trial_id.isin(best))
     context.run.write_parquet("predictions.parquet", context.run.read("predictions"))

@@ -28,7 +28,7 @@ def show(run: RunFolder, console: Console) -> None:
         ("leaderboard.csv", "the table above"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),
         ("explainer_search.csv", "a row a setting of an explainer that was tried"),
-        ("figures/", "infection maps, curves, ROC, confusion matrices, bars"),
+        ("figures/", "infection maps, curves, ROC, calibration, confusion matrices, bars"),
         (
             "mlflow.db",
             f"compare the runs: mlflow ui --backend-store-uri sqlite:///{run.path}/mlflow.db",
@@ -44,6 +44,11 @@ def _number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
+def _interval(low: object, high: object) -> str:
+    ends = (_number(low), _number(high))
+    return "-" if "-" in ends else " to ".join(ends)
+
+
 def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in text:
@@ -54,7 +59,7 @@ def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def _trials(frame: pd.DataFrame) -> Table:
-    numbers = ("Val acc.", "Val AUC", "Test acc.", "Test AUC")
+    numbers = ("Val acc.", "Val AUC", "Test acc.", "95% interval", "Test AUC")
     text = ("trial", "backbone", "status", "epochs")
     table = _table("Trials (* best of its backbone, chosen on Val)", text, numbers)
     for row in frame.to_dict("records"):
@@ -63,10 +68,9 @@ def _trials(frame: pd.DataFrame) -> Table:
             str(row["backbone"]),
             str(row["status"]),
             str(row["n_epochs"]),
-            *(
-                _number(row.get(key))
-                for key in ("val_accuracy", "val_macro_auc", "test_accuracy", "test_macro_auc")
-            ),
+            *(_number(row.get(key)) for key in ("val_accuracy", "val_macro_auc", "test_accuracy")),
+            _interval(row.get("test_accuracy_low"), row.get("test_accuracy_high")),
+            _number(row.get("test_macro_auc")),
         )
     return table
 

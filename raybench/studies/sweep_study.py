@@ -22,6 +22,7 @@ from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.score_stage import leaderboard, score
 from raybench.studies.search_stage import search
+from raybench.studies.shortcut_check import warn_of_shortcuts
 from raybench.studies.summary import show
 from raybench.studies.train_stage import train
 from raybench.tracking.live import LiveProjection
@@ -106,6 +107,8 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
             message=f"{len(found.bad)} of {len(found.bad) + found.n_usable} images were left "
             f"out (on_bad_image: skip): {'; '.join(found.bad)}",
         )
+    if not started:
+        warn_of_shortcuts(run.events, found.trained, config.preprocess)
     dataset, usable = config.data, found.of_explained
     inner = dataset.explain
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}

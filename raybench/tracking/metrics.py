@@ -3,7 +3,8 @@
 A name holds a group before the slash, by which the MLflow UI gathers its charts:
 
 - `train_loss`, `val_accuracy`, ...: curves over epochs (step: epoch, 0-based over all phases)
-- `classification/<column>`: `val_*` and `test_*` of trials.csv, figures of the checkpoint
+- `classification/<column>`: `val_*` and `test_*` of trials.csv, figures of the checkpoint, and for
+  the best trials the ends of their intervals (`classification/test_accuracy_low`, `_high`)
 - `<metric>_<split>/<explainer>.<threshold rule>`: means over images of scores.parquet
 - `seconds_per_image/<explainer>`, `n_forward_per_image/<explainer>`: what an explanation costs
 - `tuned_val_iou/<explainer>`, `tuned_val_iou_cv/<explainer>`: of the settings that a search found

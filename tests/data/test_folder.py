@@ -99,6 +99,32 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
     assert "john" not in str(caught.value)
 
 
+def test_without_a_column_patients_are_dealt(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    rows = ["image,label,patient"]
+    for i in range(60):
+        storage.write(f"x/{i}.png", encode_png(GRAY))
+        rows.append(f"x/{i}.png,{'sick' if i % 3 else 'well'},{f'jane-{i // 4}' if i < 40 else ''}")
+    storage.write("index.csv", "\n".join(rows).encode())
+    records = reader(tmp_path).records()
+    assert records == reader(tmp_path).records()
+    where = {r.patient: {o.split for o in records if o.patient == r.patient} for r in records}
+    assert all(len(splits) == 1 for patient, splits in where.items() if patient is not None)
+    assert where[None] == {"Train", "Val", "Test"}, "images of unknown patients are dealt alone"
+    counts = {s: sum(r.split == s for r in records) for s in ("Train", "Val", "Test")}
+    assert counts == pytest.approx({"Train": 42, "Val": 9, "Test": 9}, abs=2)
+    assert {r.label for r in records if r.split == "Val"} == {"sick", "well"}
+    larger = reader(tmp_path, splits={"val": 0.3, "seed": 2}).records()
+    assert sum(r.split == "Val" for r in larger) == pytest.approx(18, abs=2)
+    assert Folder.model_validate(reader(tmp_path, splits={"val": 0.3}).model_dump()).splits
+
+
+def test_a_column_and_shares_are_one_too_many(tmp_path: Path) -> None:
+    plant(tmp_path)
+    with pytest.raises(DataError, match="has a column split, and the setting splits"):
+        reader(tmp_path, splits={"val": 0.2}).records()
+
+
 def test_long_lists_of_mistakes_are_cut_and_counted(tmp_path: Path) -> None:
     rows = "".join(f"none/{i}.png,sick,Test\n" for i in range(120))
     plant(tmp_path, "image,label,split\na/1.png,well,Test\n" + rows)
@@ -111,7 +137,7 @@ def test_long_lists_of_mistakes_are_cut_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("image,class\na/1.png,well\n", "missing label, split; found image, class"),
+        ("image,class\na/1.png,well\n", "missing label; found image, class"),
         ("image,label,split\n", "expected a line an image, found none"),
         ("image,label,split\na/1.png,well,Train\n", "at least two different labels"),
         (

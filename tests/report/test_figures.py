@@ -19,6 +19,8 @@ from raybench.report.figures import (
     explanation_panel,
     pareto,
     png,
+    precision_recall_curves,
+    reliability_diagram,
     roc_curves,
     training_curves,
 )
@@ -118,6 +120,8 @@ def test_training_curves() -> None:
     assert len(figure.axes) == 4
     assert figure.axes[0].get_title(loc="left") == "vgg16, trial b (grey: 1 more)"
     assert figure.axes[2].get_title(loc="left") == "dense, trial c"
+    chosen = training_curves(epochs(), ["a", "c"])
+    assert chosen.axes[0].get_title(loc="left") == "vgg16, trial a (grey: 1 more)"
     dotted = [ln.get_xdata()[0] for ln in figure.axes[0].lines if ln.get_linestyle() == ":"]
     assert dotted == [3.5, 7.5]
     named = training_curves(epochs().assign(unfreeze=lambda f: "stage" + f.phase.astype(str)))
@@ -143,6 +147,35 @@ def test_roc_curves_and_confusion_matrix() -> None:
     rendered(figure)
     with pytest.raises(ValueError, match="expected shape"):
         confusion_matrix(np.eye(3, dtype=int), CLASSES[:2], "Test")
+
+
+def test_precision_recall_curves() -> None:
+    labels = np.array([0, 1, 1, 0, 0])
+    sure = np.array([0.9, 0.8, 0.3, 0.7, 0.2])
+    figure = precision_recall_curves(np.stack([sure, 1 - sure], 1), labels, CLASSES[:2], "Test")
+    # By hand: of class 0 in falling order right, wrong, right, wrong, right.
+    area = (1 + 2 / 3 + 3 / 5) / 3
+    assert labels_of(figure.axes[0])[0] == f"COVID-19 (AP {area:.3f})"
+    dotted = [ln for ln in figure.axes[0].lines if ln.get_linestyle() == ":"]
+    assert [ln.get_ydata()[0] for ln in dotted[:2]] == [0.6, 0.4], "shares of the classes"
+    rendered(figure)
+    figure = precision_recall_curves(np.eye(3)[labels], labels, CLASSES, "Test")
+    assert labels_of(figure.axes[0])[2] == "Normal (no curve: 0 images)"
+
+
+def test_reliability_diagram() -> None:
+    counts = np.array([0, 3, 1])
+    confidence, accuracy = np.array([np.nan, 0.5, 0.9]), np.array([np.nan, 2 / 3, 1.0])
+    figure = reliability_diagram(counts, confidence, accuracy, (0.15, 0.1, 0.2), "Test")
+    above, below = figure.axes
+    assert above.lines[1].get_xydata().tolist() == [[0.5, 2 / 3], [0.9, 1.0]]
+    assert above.texts[0].get_text() == "ECE 0.150\n95%: 0.100 to 0.200"
+    assert [bar.get_height() for bar in below.patches] == [0, 3, 1]
+    rendered(figure)
+    bare = reliability_diagram(counts, confidence, accuracy, (0.15, np.nan, np.nan), "Test")
+    assert bare.axes[0].texts[0].get_text() == "ECE 0.150"
+    with pytest.raises(ValueError, match="expected bins with images"):
+        reliability_diagram(0 * counts, confidence, accuracy, (0.1, 0.1, 0.1), "Test")
 
 
 def board(backbones: list, explainers: list[str], rules: list[str]) -> pd.DataFrame:

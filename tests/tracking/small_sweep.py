@@ -115,6 +115,7 @@ def end(run: RunFolder) -> None:
                 "best": [True, False, False, True],
                 "val_accuracy": [0.6, 0.5, math.nan, 0.7],
                 "test_accuracy": [0.55, math.nan, math.nan, 0.65],
+                "test_accuracy_low": [0.5, math.nan, math.nan, 0.6],
                 "test_n": [12, 12, 12, 12],
                 "test_note": ["a", "b", "c", "d"],
             }

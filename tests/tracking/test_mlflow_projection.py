@@ -95,7 +95,9 @@ def test_metrics_are_those_of_the_folder(tmp_path: Path, elsewhere: Path) -> Non
     shown = runs["t10"].data.metrics
     assert (shown["classification/val_accuracy"], shown["val_accuracy"]) == (0.7, 0.4 + 2 / 10)
     assert shown["classification/test_n"] == 12
+    assert shown["classification/test_accuracy_low"] == 0.6
     assert "classification/test_note" not in shown
+    assert "classification/test_accuracy_low" not in runs["t2"].data.metrics
     assert "classification/test_accuracy" not in runs["t2"].data.metrics
     table = scores()
     good = table[(table["trial_id"] == "t10") & table["error"].isna()]
