@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +29,6 @@ from raybench.models.runtime import Runtime
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 CARD = Card("test_resnet", CLASSES, (64, 64), {"lung_masking": True}, {"val_accuracy": 0.5})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(n: int, size: int = 64, seed: int = 0) -> NDArray[np.uint8]:

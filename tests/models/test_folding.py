@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import timm
@@ -12,17 +10,7 @@ from torch import nn
 
 from raybench.errors import ModelError
 from raybench.models.classifier import Classifier
-from raybench.models.runtime import (
-    Runtime,
-)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from raybench.models.runtime import Runtime
 
 
 @pytest.mark.parametrize(

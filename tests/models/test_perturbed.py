@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -16,18 +14,8 @@ from raybench.errors import ModelError
 from raybench.explain.perturbation import render
 from raybench.models.classifier import Classifier
 from raybench.models.perturbed import Composer, resize_matrices
-from raybench.models.runtime import (
-    Runtime,
-)
+from raybench.models.runtime import Runtime
 from tests.models.runtime_nets import question, shares, steep
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

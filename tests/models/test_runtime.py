@@ -6,7 +6,7 @@ About 10 seconds; compiling a real backbone is `slow`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,14 +24,6 @@ from raybench.models.runtime import (
     is_out_of_memory,
 )
 from tests.models.runtime_nets import Tiny, question, shares, steep
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
