@@ -31,9 +31,9 @@ from raybench.explain import (
     WholeLung,
 )
 from raybench.explain.spaces import ExplainerSearch
-from raybench.settings import Settings
+from raybench.settings import Settings, settled, values_of
 from raybench.storage import Storage
-from raybench.training.recipe import Recipe, Search, Training
+from raybench.training.recipe import PreprocessDomains, Recipe, Search, Training
 
 
 class Explain(Settings):
@@ -99,7 +99,7 @@ class SweepConfig(Settings):
         "stop", description="an image that cannot be used: stop and list all, or go on without"
     )
     data: DatasetSettings = Field(description="the data set")
-    preprocess: Preprocess = Field(Preprocess(), description="what images go through")
+    preprocess: PreprocessDomains = Field(PreprocessDomains(), description="what images go through")
     backbones: tuple[Recipe, ...] = Field(min_length=1, description="what is fine-tuned, and how")
     training: Training = Field(Training(), description="what holds for every trial")
     search: Search = Field(Search(), description="how hyperparameters are searched")
@@ -150,16 +150,37 @@ class SweepConfig(Settings):
     @model_validator(mode="after")
     def _lungs(self) -> Self:
         inner = self.data.explain
-        if (
-            self.preprocess.lung_masking
-            and isinstance(inner, CheXlocalize)
-            and inner.lung_masks is None
-        ):
+        if self.masks_lungs and isinstance(inner, CheXlocalize) and inner.lung_masks is None:
             raise ValueError(
                 "preprocess.lung_masking: CheXlocalize has no lung masks: set it false, or "
                 "name a folder of them in data.explain.lung_masks"
             )
         return self
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The backbones, with the sweep's preprocessing and augmentation where they have no own."""
+        return tuple(
+            r.model_copy(
+                update={
+                    "preprocess": r.preprocess or self.preprocess,
+                    "augment": r.augment or self.training.augment,
+                }
+            )
+            for r in self.backbones
+        )
+
+    @property
+    def base_preprocess(self) -> Preprocess:
+        """What images go through where no trial is asked: of searched settings the first choice."""
+        raw = {name: getattr(self.preprocess, name) for name in Preprocess.model_fields}
+        return Preprocess.model_validate({name: settled(value) for name, value in raw.items()})
+
+    @property
+    def masks_lungs(self) -> bool:
+        """Whether any trial, or what is explained without one, can be masked to the lungs."""
+        every = [r.preprocess for r in self.recipes] + [self.preprocess]
+        return any(True in values_of(one.lung_masking) for one in every)
 
     @property
     def digest(self) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
+    create_model,
     model_validator,
 )
 
@@ -87,6 +89,57 @@ def searched(value_type: Any) -> Any:
         | Annotated[Choice, Tag("choice")],
         Discriminator(_kind),
     ]
+
+
+def domain_of(value_type: Any) -> Any:
+    """The type of a searched setting whose domain lies within the bounds of `value_type`."""
+    ends = create_model("ends", low=(value_type, ...), high=(value_type, ...))
+    picks = create_model("picks", __base__=Choice, choices=(tuple[value_type, ...], ...))
+
+    def within(value: Any) -> Any:
+        # What pydantic raises in here gets the setting's path before its own.
+        if isinstance(value, Range):
+            if value_type is bool:
+                raise ValueError("expected true, false or {choices: [...]}, found an interval")
+            ends.model_validate({"low": value.low, "high": value.high})
+        if isinstance(value, Choice):
+            return value.model_copy(
+                update={"choices": picks.model_validate({"choices": value.choices}).choices}
+            )
+        return value
+
+    return Annotated[searched(value_type), AfterValidator(within)]
+
+
+def with_domains(model: type[Settings], name: str, module: str) -> Any:
+    """A model with the same settings, each of which may also be a `Range` or a `Choice`.
+
+    Args:
+        name, module: where the new class can be imported from, since workers unpickle it.
+    """
+    fields: dict[str, Any] = {}
+    for key, info in model.model_fields.items():
+        bounded = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        fields[key] = (domain_of(bounded), Field(info.default, description=info.description))
+    made: Any = create_model(
+        name, __base__=Settings, __doc__=model.__doc__, __module__=module, **fields
+    )
+    made.search_if = model.search_if
+    return made
+
+
+def values_of(value: Any) -> tuple[Any, ...]:
+    """All choices of a searched setting, the ends of its interval, or the one plain value."""
+    if isinstance(value, Choice):
+        return value.choices
+    return (value.low, value.high) if isinstance(value, Range) else (value,)
+
+
+def settled(value: Any) -> Any:
+    """What stands for a searched setting where nothing is drawn: the first choice, the low end."""
+    if isinstance(value, Choice):
+        return value.choices[0]
+    return value.low if isinstance(value, Range) else value
 
 
 def named(union: Any, default: str | None = None) -> Any:

@@ -47,6 +47,8 @@ _TABLE: dict[str, _Row] = {
     "test_resnet": _Row("test_resnet.r160_in1k", "layer4", "layer4"),
 }
 
+_MOST_STAGES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
@@ -58,7 +60,8 @@ class Backbone:
         input_size: `(height, width)` in pixels that the weights were made for.
         mean, std: normalisation of RGB in [0, 1] that the weights were made with.
         cam_layer: module that Grad-CAM reads.
-        partial_from: first module that the partial phase trains; all after it train too.
+        stages: first module of each stage behind the first, in the model's order; the partial phase
+            trains the last one and all after it.
         head: prefixes of the classifier's parameters.
         fixed_size: whether it takes no other input size.
     """
@@ -69,9 +72,22 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     cam_layer: str
-    partial_from: str
+    stages: tuple[str, ...]
     head: tuple[str, ...]
     fixed_size: bool = False
+
+    def stage(self, from_end: int) -> str:
+        """The first module of a stage, counted from the end: 1 is the last.
+
+        Raises:
+            ModelError: there are fewer stages.
+        """
+        if not 1 <= from_end <= len(self.stages):
+            raise ModelError(
+                f"{self.name}: expected head, partial, full or 1 to {len(self.stages)} (its last "
+                f"stages), found {from_end}"
+            )
+        return self.stages[-from_end]
 
 
 def known_backbones() -> tuple[str, ...]:
@@ -108,7 +124,9 @@ def backbone(name: str) -> Backbone:
     with torch.device("meta"):
         net = timm.create_model(timm_name, pretrained=False, num_classes=2)
     cfg = net.pretrained_cfg
-    read, partial_from = (row.cam_layer, row.partial_from) if row else _derived(net, name)
+    read, stages = _derived(net, name)
+    if row:
+        read, stages = row.cam_layer, (*stages[:-1], row.partial_from)
     classifier = cfg["classifier"]
     return Backbone(
         name=name,
@@ -117,31 +135,48 @@ def backbone(name: str) -> Backbone:
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         cam_layer=read,
-        partial_from=partial_from,
+        stages=stages,
         head=(classifier,) if isinstance(classifier, str) else tuple(classifier),
         fixed_size=bool(cfg.get("fixed_input_size", False)),
     )
 
 
-def _derived(net: nn.Module, name: str) -> tuple[str, str]:
-    """The layer that Grad-CAM reads, and the first module with parameters of the last stage.
+def _derived(net: nn.Module, name: str) -> tuple[str, tuple[str, ...]]:
+    """The layer that Grad-CAM reads, and the first module with parameters of each later stage.
 
     That is the first after the stage before it, and not the stage that timm names, where timm
-    names a stage by its end: a DenseNet's last norm, a VGG's last pool.
+    names a stage by its end: a DenseNet's last norm, a VGG's last pool. What only leads over into
+    a dense block is left to the stage before.
     """
+    ends = _stage_ends(net, name)
+    names = [n for n, _ in net.named_modules()]
+    last = names.index(ends[-1])
+    starts: list[str] = []
+    for before in ends[:-1]:
+        for following in names[names.index(before) + 1 : last + 1]:
+            apart = not following.startswith((f"{before}.", *(f"{s}." for s in starts)))
+            holds_stages = any(end.startswith(f"{following}.") for end in ends)
+            leads_over = any(part.startswith("transition") for part in following.split("."))
+            if apart and not holds_stages and not leads_over and _has_parameters(net, following):
+                starts.append(following)
+                break
+    return cam_layer(net, ends[-1]), tuple(dict.fromkeys(starts)) or (ends[-1],)
+
+
+def _stage_ends(net: nn.Module, name: str) -> list[str]:
     info = getattr(net, "feature_info", None)
     entries = getattr(info, "info", info) or []
-    stages = [str(entry["module"]) for entry in entries if entry.get("module")]
-    if not stages:
+    ends = [str(entry["module"]) for entry in entries if entry.get("module")]
+    modules = dict(net.named_modules())
+    if not ends or any(end not in modules for end in ends):
         raise ModelError(f"{name}: timm does not name its stages; choose a backbone that has them")
-    names = [n for n, _ in net.named_modules()]
-    last = names.index(stages[-1])
-    for before in reversed(stages[:-1]):
-        for following in names[names.index(before) + 1 : last + 1]:
-            inside = following.startswith(f"{before}.")
-            if not inside and list(net.get_submodule(following).parameters()):
-                return cam_layer(net, stages[-1]), following
-    return cam_layer(net, stages[-1]), stages[-1]
+    if len(ends) > _MOST_STAGES:  # of a plain ViT every block is one: four quarters
+        ends = [ends[len(ends) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    return ends
+
+
+def _has_parameters(net: nn.Module, path: str) -> bool:
+    return any(True for _ in net.get_submodule(path).parameters())
 
 
 def module_at(net: nn.Module, path: str) -> nn.Module:
@@ -163,19 +198,23 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
         raise ModelError(f"{path!r} is no layer") from error
 
 
-def trainable(net: nn.Module, facts: Backbone, unfreeze: str) -> list[str]:
+def trainable(net: nn.Module, facts: Backbone, unfreeze: str | int) -> list[str]:
     """Names of the parameters that a phase trains, in the model's order.
 
     Args:
-        unfreeze: `head` (the classifier), `partial` (from `facts.partial_from` on) or `full`.
+        unfreeze: `head` (the classifier), `partial` (the last stage and all after it), `full`, or
+            the number of last stages, of which 1 is `partial`.
+
+    Raises:
+        ModelError: the network has fewer stages.
     """
     names = [name for name, _ in net.named_parameters()]
-    head = [n for n in names if n.startswith(tuple(f"{h}." for h in facts.head))]
     if unfreeze == "head":
-        return head
+        return [n for n in names if n.startswith(tuple(f"{h}." for h in facts.head))]
     if unfreeze == "full":
         return names
-    inside = [i for i, n in enumerate(names) if n.startswith(f"{facts.partial_from}.")]
+    start = facts.stage(1 if unfreeze == "partial" else int(unfreeze))
+    inside = [i for i, n in enumerate(names) if n.startswith(f"{start}.")]
     if not inside:
-        raise ModelError(f"{facts.name}: no parameters below {facts.partial_from!r}")
+        raise ModelError(f"{facts.name}: no parameters below {start!r}")
     return names[inside[0] :]

@@ -10,7 +10,7 @@ import numpy as np
 from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
-from raybench.data.preprocess import resize_gray
+from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExecutionError
 from raybench.executor import Job, Pool, run_jobs
 from raybench.explain.fills import Neighbour
@@ -22,9 +22,6 @@ from raybench.types import Gray, Mask, XrayRecord
 _BATCH = 32
 _KEPT_BYTES = 64 * 2**20
 """Of Train's images decoded: those that are near to one image are near to others."""
-
-_PIXELS = ""
-"""Stands for the model where images are compared by their pixels."""
 
 _Name = tuple[str, str]
 _Decoded = tuple[Gray, Mask | None]
@@ -50,9 +47,12 @@ class Banks:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._train = context.of("Train")
-        self._seen: dict[str, _Seen] = {}
-        kept: LRUCache[int, _Decoded] = LRUCache(_KEPT_BYTES, _n_bytes)
-        self._load = cached(kept)(lambda number: self._decode(self._train[number]))
+        # By trial; where images are compared by their pixels, by what these went through.
+        self._seen: dict[str | Preprocess, _Seen] = {}
+        kept: LRUCache[tuple[int, Preprocess], _Decoded] = LRUCache(_KEPT_BYTES, _n_bytes)
+        self._load = cached(kept)(
+            lambda number, preprocess: self._decode(self._train[number], preprocess)
+        )
 
     def prepare(
         self, pool: Pool, trial_id: str, size: tuple[int, int], fills: Iterable[Neighbour]
@@ -66,12 +66,16 @@ class Banks:
             ExecutionError: the model has no features to give.
         """
         embeddings = {fill.embedding for fill in fills}
-        if "pixels" in embeddings and _PIXELS not in self._seen:
-            self._seen[_PIXELS] = self._sorted(
-                {_name(record): pixel_features([self._image(record)])[0] for record in self._all}
-            )
+        preprocess = self._context.preprocess_of(trial_id)
+        if "pixels" in embeddings and preprocess not in self._seen:
+            features = {
+                _name(record): pixel_features([self._image(record, preprocess)])[0]
+                for record in self._all
+            }
+            self._seen[preprocess] = self._sorted(features, preprocess)
         if "features" in embeddings and trial_id not in self._seen:
-            self._seen[trial_id] = self._sorted(self._ask(pool, trial_id, size))
+            asked = self._ask(pool, trial_id, size, preprocess)
+            self._seen[trial_id] = self._sorted(asked, preprocess)
 
     def near(
         self, trial_id: str, record: XrayRecord, image: Gray, lungs: Mask | None, fill: Neighbour
@@ -84,7 +88,8 @@ class Banks:
         Raises:
             ExplainError: Train has too few images of other patients.
         """
-        seen = self._seen[_PIXELS if fill.embedding == "pixels" else trial_id]
+        by_pixels = fill.embedding == "pixels"
+        seen = self._seen[self._context.preprocess_of(trial_id) if by_pixels else trial_id]
         feature = seen.explained[_name(record)]
         return seen.bank.neighbours(image, lungs, feature, fill.n, record.patient, fill.among)
 
@@ -92,11 +97,11 @@ class Banks:
         """Drop what a trial's model made of the images; its `prepare` would have to come again."""
         self._seen.pop(trial_id, None)
 
-    def _sorted(self, features: _Features) -> _Seen:
+    def _sorted(self, features: _Features, preprocess: Preprocess) -> _Seen:
         train = self._train
         bank = Bank(
             np.stack([features.pop(_name(record)) for record in train]),
-            self._load,
+            lambda number: self._load(number, preprocess),
             [record.label for record in train],
             [record.patient for record in train],
         )
@@ -107,12 +112,14 @@ class Banks:
         explained = self._context.explained
         return [*self._train, *explained["Val"], *explained["Test"]]
 
-    def _ask(self, pool: Pool, trial_id: str, size: tuple[int, int]) -> _Features:
+    def _ask(
+        self, pool: Pool, trial_id: str, size: tuple[int, int], preprocess: Preprocess
+    ) -> _Features:
         records = self._all
         bar = progress_bar(len(records), f"neighbours of {trial_id}", "image")
         found: _Features = {}
         try:
-            jobs = self._jobs(trial_id, size, records)
+            jobs = self._jobs(trial_id, size, records, preprocess)
             for outcome in run_jobs(jobs, pool, lambda unit, _: bar.update(unit.n_forward)):
                 if outcome.error is not None:
                     raise ExecutionError(f"features of {trial_id}: {outcome.error}")
@@ -123,22 +130,27 @@ class Banks:
         return found
 
     def _jobs(
-        self, trial_id: str, size: tuple[int, int], records: Sequence[XrayRecord]
+        self,
+        trial_id: str,
+        size: tuple[int, int],
+        records: Sequence[XrayRecord],
+        preprocess: Preprocess,
     ) -> Iterator[Job]:
         feed = iter(records)
         while batch := list(islice(feed, _BATCH)):
-            pixels = np.stack([resize_gray(self._image(record), size) for record in batch])
+            images = [self._image(record, preprocess) for record in batch]
+            pixels = np.stack([resize_gray(image, size) for image in images])
             names = tuple(record.image_id for record in batch)
             yield Job(tuple(map(_name, batch)), Embed(), Batch(names, pixels), trial_id)
 
-    def _image(self, record: XrayRecord) -> Gray:
-        return self._decode(record)[0]
+    def _image(self, record: XrayRecord, preprocess: Preprocess) -> Gray:
+        return self._decode(record, preprocess)[0]
 
-    def _decode(self, record: XrayRecord) -> _Decoded:
+    def _decode(self, record: XrayRecord, preprocess: Preprocess) -> _Decoded:
         # Train is the classifiers'; all others are explained.
         of = self._context.dataset if record.split == "Train" else self._context.source
         xray = of.load(record)
-        return self._context.config.preprocess.apply(xray), xray.lung_mask
+        return preprocess.apply(xray), xray.lung_mask
 
 
 def _name(record: XrayRecord) -> _Name:

@@ -110,14 +110,14 @@ def _look_at_both(config: SweepConfig, needing: bool) -> Found:
         needing: whether an explainer needs lung masks.
     """
     dataset = config.data
-    needs_lungs = config.preprocess.lung_masking or needing
+    needs_lungs = config.masks_lungs or needing
     inner = dataset.explain
     judged: tuple[Split, ...] = ("Val", "Test")
     trained = _look_at(
         config,
         dataset,
         SPLITS,
-        needs_lungs if inner is None else config.preprocess.lung_masking,
+        needs_lungs if inner is None else config.masks_lungs,
     )
     if inner is None:
         check(trained.records, dataset, SPLITS)

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tqdm import tqdm
 
 from raybench.config import SweepConfig
 from raybench.data.across import Explained
+from raybench.data.preprocess import Preprocess
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.tracking.maps import NO_TRIAL
@@ -78,6 +80,21 @@ class Context:
     def of(self, split: Split) -> tuple[XrayRecord, ...]:
         """The records of one split."""
         return tuple(r for r in self.records if r.split == split)
+
+    def preprocess_of(self, trial_id: str | None) -> Preprocess:
+        """What a trial's images went through; for None, what explainers see that ask no model."""
+        if trial_id is None or trial_id == NO_TRIAL:
+            return self.config.base_preprocess
+        return self._preprocesses[trial_id]
+
+    @cached_property
+    def _preprocesses(self) -> dict[str, Preprocess]:
+        trials = self.run.read("trials")  # as training wrote them; asked for only after it
+        rows = trials[list(Preprocess.model_fields)].to_dict("records")
+        return {
+            str(trial_id): Preprocess.model_validate(row)
+            for trial_id, row in zip(trials.trial_id, rows, strict=True)
+        }
 
     @contextmanager
     def stage(self, name: str, **counts: Any) -> Iterator[None]:

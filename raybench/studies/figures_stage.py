@@ -108,7 +108,7 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
     rows = []
     for record in records:
         xray = context.source.load(record)
-        image = context.config.preprocess.apply(xray)
+        image = context.preprocess_of(trial_id).apply(xray)
         cells: list[PanelCell] = []
         for explainer in context.config.explain.explainers:
             cells += _cells(maps, trial_id, explainer, record.image_id, image, scores)

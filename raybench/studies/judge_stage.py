@@ -80,11 +80,10 @@ def _jobs(
     records: Sequence[XrayRecord],
 ) -> Iterator[Job]:
     feed = iter(records)
+    preprocess = context.preprocess_of(trial_id)
     number = 0
     while batch := list(islice(feed, _BATCH)):
-        pixels = np.stack(
-            [resize_gray(context.config.preprocess.apply(source.load(r)), size) for r in batch]
-        )
+        pixels = np.stack([resize_gray(preprocess.apply(source.load(r)), size) for r in batch])
         subject = Batch(tuple(r.image_id for r in batch), pixels)
         yield Job(number, Predict(), subject, trial_id)
         number += 1

@@ -63,7 +63,7 @@ class Material:
         """
         context = self._context
         xray = context.source.load(record)
-        image = context.config.preprocess.apply(xray)
+        image = context.preprocess_of(trial_id).apply(xray)
         if trial_id is not None and context.config.explain.grid == "model":
             image = resize_gray(image, self._sizes[trial_id])
         shape = (xray.image.shape[0], xray.image.shape[1])

@@ -137,7 +137,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         total = sum(counts.values())
         yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
     yield f"Training: {plan.n_trials} trials, {config.search.trials_per_backbone} a backbone"
-    for recipe in config.backbones:
+    for recipe in config.recipes:
         phases = ", ".join(f"{p.unfreeze} {p.epochs}" for p in recipe.phases)
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""

@@ -108,7 +108,7 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
             f"out (on_bad_image: skip): {'; '.join(found.bad)}",
         )
     if not started:
-        warn_of_shortcuts(run.events, found.trained, config.preprocess)
+        warn_of_shortcuts(run.events, found.trained, config.base_preprocess)
     dataset, usable = config.data, found.of_explained
     inner = dataset.explain
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}

@@ -14,6 +14,7 @@ from raybench.executor import room_for
 from raybench.studies.context import Context, progress_bar
 from raybench.training.recipe import Recipe
 from raybench.training.space import hyperparameters
+from raybench.training.task import Classify
 from raybench.training.tune import TrialJob, TrialResult, search
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,8 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         dataset=context.dataset,
         train=context.of("Train"),
         val=context.of("Val"),
-        preprocess=config.preprocess,
-        recipes=config.backbones,
-        augment=config.training.augment,
+        recipes=config.recipes,
+        task=Classify(context.dataset.classes),
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
     )

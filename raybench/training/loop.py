@@ -14,18 +14,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from raybench.errors import RaybenchError
-from raybench.models.backbones import backbone, trainable
-from raybench.models.checkpoint import Card, save_checkpoint
+from raybench.models.checkpoint import Card
 from raybench.training.batches import Images, augmenter, batches
-from raybench.training.recipe import Augment, Phase, Recipe
+from raybench.training.recipe import Phase, Recipe
 from raybench.training.state import Epoch, State, digest
+from raybench.training.task import Network, Task
 
 
 class DivergedError(RaybenchError):
@@ -33,26 +31,26 @@ class DivergedError(RaybenchError):
 
 
 class Trainer:
-    """Fine-tunes one classifier by one resolved recipe.
+    """Trains one network for one task by one resolved recipe.
 
     Args:
-        net: the classifier; trained in place.
+        task: what it learns.
+        network: trained in place.
         recipe: plain values only (see `space.resolve`).
         card: goes into the kept checkpoint, with the figures of its epoch.
-        augment: random changes of the training images.
         seed: fixes order, augmentation and dropout.
         device: where it trains.
     """
 
     def __init__(
-        self, net: nn.Module, recipe: Recipe, card: Card, augment: Augment, seed: int, device: str
+        self, task: Task, network: Network, recipe: Recipe, card: Card, seed: int, device: str
     ) -> None:
         self.device = torch.device(device)
-        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.recipe, self.card, self.augment, self.seed = recipe, card, augment, seed
-        self.facts = backbone(recipe.name)
-        self._mean = torch.tensor(self.facts.mean, device=self.device).view(1, 3, 1, 1) * 255.0
-        self._std = torch.tensor(self.facts.std, device=self.device).view(1, 3, 1, 1) * 255.0
+        self.net = network.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.task, self.recipe, self.card, self.seed = task, recipe, card, seed
+        self._trains = network.trains
+        self._mean = torch.tensor(network.mean, device=self.device).view(1, 3, 1, 1) * 255.0
+        self._std = torch.tensor(network.std, device=self.device).view(1, 3, 1, 1) * 255.0
 
     def fit(
         self,
@@ -63,7 +61,7 @@ class Trainer:
     ) -> State:
         """Train all phases, calling `report` after each epoch; go on from `state` where given.
 
-        The checkpoint kept is that of the epoch with the highest accuracy on Val, the lower loss
+        The checkpoint kept is that of the epoch with the highest score on Val, the lower loss
         deciding between equals.
 
         Raises:
@@ -108,7 +106,7 @@ class Trainer:
         return state
 
     def _set_up(self, phase: Phase) -> tuple[Optimizer, ReduceLROnPlateau | None]:
-        names = set(trainable(self.net, self.facts, phase.unfreeze))
+        names = set(self._trains(phase.unfreeze))
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(name in names)
         parameters = [p for p in self.net.parameters() if p.requires_grad]
@@ -140,8 +138,8 @@ class Trainer:
         started = time.perf_counter()
         rate = float(optimizer.param_groups[0]["lr"])
         torch.manual_seed(self.seed * 1_000_003 + epoch)
-        train_loss, train_accuracy = self._train(epoch, optimizer, train)
-        val_loss, val_accuracy = self.evaluate(val)
+        train_loss, train_score = self._train(epoch, optimizer, train)
+        val_loss, val_score = self.evaluate(val)
         _check_finite(val_loss, epoch)
         return Epoch(
             epoch=epoch,
@@ -149,32 +147,32 @@ class Trainer:
             unfreeze=phase.unfreeze,
             lr=rate,
             train_loss=train_loss,
-            train_accuracy=train_accuracy,
+            train_score=train_score,
             val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_score=val_score,
             seconds=time.perf_counter() - started,
+            score=self.task.score,
         )
 
     def _train(self, epoch: int, optimizer: Optimizer, train: Images) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        augment = augmenter(self.augment, generator)
+        augment = augmenter(self.recipe.augmentation, generator)
         self._train_mode()
-        loss_sum, correct = 0.0, 0
-        for pixels, labels in batches(train, int(self.recipe.batch_size), generator):
-            target = labels.to(self.device)
-            inputs = self._normalise(augment(pixels.to(self.device).float().unsqueeze(1)))
-            logits = self.net(inputs)
-            loss = functional.cross_entropy(
-                logits, target, label_smoothing=float(self.recipe.label_smoothing)
+        loss_sum, score_sum = 0.0, 0.0
+        for pixels, wanted in batches(train, int(self.recipe.batch_size), generator):
+            moved, targets = augment(
+                pixels.to(self.device).float().unsqueeze(1), wanted.to(self.device)
             )
+            outputs = self.net(self._normalise(moved))
+            loss = self.task.loss(outputs, targets, self.recipe)
             value = float(loss.detach())
             _check_finite(value, epoch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            loss_sum += value * len(labels)
-            correct += int((logits.argmax(1) == target).sum())
-        return loss_sum / len(train), correct / len(train)
+            loss_sum += value * len(targets)
+            score_sum += float(self.task.hits(outputs.detach(), targets).sum())
+        return loss_sum / len(train), score_sum / len(train)
 
     def _train_mode(self) -> None:
         """Training mode, but frozen BatchNorm layers keep their statistics."""
@@ -186,17 +184,17 @@ class Trainer:
                 module.eval()
 
     def evaluate(self, images: Images, batch_size: int = 32) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy, without augmentation."""
+        """Mean plain loss and score, without augmentation."""
         self.net.eval()
-        loss_sum, correct = 0.0, 0
+        loss_sum, score_sum = 0.0, 0.0
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 pixels = images.pixels[start : start + batch_size].to(self.device)
-                target = images.labels[start : start + batch_size].to(self.device)
-                logits = self.net(self._normalise(pixels.float().unsqueeze(1)))
-                loss_sum += float(functional.cross_entropy(logits, target, reduction="sum"))
-                correct += int((logits.argmax(1) == target).sum())
-        return loss_sum / len(images), correct / len(images)
+                targets = images.targets[start : start + batch_size].to(self.device)
+                outputs = self.net(self._normalise(pixels.float().unsqueeze(1)))
+                loss_sum += float(self.task.loss(outputs, targets, None)) * len(targets)
+                score_sum += float(self.task.hits(outputs, targets).sum())
+        return loss_sum / len(images), score_sum / len(images)
 
     def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
         scaled = (batch.expand(-1, 3, -1, -1) - self._mean) / self._std
@@ -209,26 +207,26 @@ class Trainer:
         plateau: ReduceLROnPlateau | None,
         before: State | None,
     ) -> State:
-        better = before is None or (result.val_accuracy, -result.val_loss) > (
-            before.best_accuracy,
+        better = before is None or (result.val_score, -result.val_loss) > (
+            before.best_score,
             -before.best_loss,
         )
         if better:
             card = asdict(self.card) | {
-                "scores": {"val_accuracy": result.val_accuracy, "val_loss": result.val_loss}
+                "scores": {f"val_{result.score}": result.val_score, "val_loss": result.val_loss}
             }
-            best = save_checkpoint(self.net, Card(**card))
-            best_accuracy, best_loss = result.val_accuracy, result.val_loss
+            best = self.task.checkpoint(self.net, Card(**card))
+            best_score, best_loss = result.val_score, result.val_loss
         else:
             assert before is not None
-            best, best_accuracy, best_loss = before.best, before.best_accuracy, before.best_loss
+            best, best_score, best_loss = before.best, before.best_score, before.best_loss
         return State(
             recipe=digest(self.recipe),
             epoch=result,
             net=self.net.state_dict(),
             optimizer=optimizer.state_dict(),
             plateau=dict(plateau.state_dict()) if plateau else None,
-            best_accuracy=best_accuracy,
+            best_score=best_score,
             best_loss=best_loss,
             best=best,
         )

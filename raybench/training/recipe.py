@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from raybench.data.preprocess import Preprocess
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone, check_backbone
-from raybench.settings import Choice, Range, Settings, searched
+from raybench.settings import Settings, domain_of, values_of, with_domains
 
-Unfreeze = Literal["head", "partial", "full"]
+Unfreeze = Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -19,20 +20,25 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-def _domain(value_type: Any) -> Any:
-    """The type of a searched setting whose domain lies within the bounds of `value_type`."""
-    ends = create_model("ends", low=(value_type, ...), high=(value_type, ...))
-    picks = create_model("picks", __base__=Choice, choices=(tuple[value_type, ...], ...))
+class Augment(Settings):
+    """What training images go through at random: PROTOCOL.md 2 by default, and what users add."""
 
-    def within(value: Any) -> Any:
-        # What pydantic raises in here gets the setting's path before its own.
-        if isinstance(value, Range):
-            ends.model_validate({"low": value.low, "high": value.high})
-        if isinstance(value, Choice):
-            return Choice(choices=picks.model_validate({"choices": value.choices}).choices)
-        return value
+    flip: bool = Field(True, description="mirror left and right, one time in two")
+    rotation: float = Field(10.0, ge=0, le=45, description="up to so many degrees either way")
+    scale: float = Field(0.0, ge=0, lt=1, description="larger or smaller by up to this share")
+    shift: float = Field(
+        0.0, ge=0, lt=1, description="moved by up to this share of each side, either way"
+    )
+    brightness: float = Field(
+        0.0, ge=0, lt=1, description="grey levels times 1 plus or minus up to this"
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="distance from the image's mean times 1 plus or minus up to it"
+    )
 
-    return Annotated[searched(value_type), AfterValidator(within)]
+
+PreprocessDomains = with_domains(Preprocess, "PreprocessDomains", __name__)
+AugmentDomains = with_domains(Augment, "AugmentDomains", __name__)
 
 
 class Plateau(Settings):
@@ -45,12 +51,13 @@ class Plateau(Settings):
 class Phase(Settings):
     """A stretch of epochs with one set of trainable layers and one starting rate."""
 
-    unfreeze: Unfreeze = Field(
+    unfreeze: domain_of(Unfreeze) = Field(  # type: ignore[valid-type]
         "full",
-        description="head (the classifier), partial (the last stage and all after it) or full",
+        description="head (the classifier), partial (the last stage and all after it), full, or a "
+        "number of last stages",
     )
     epochs: int = Field(ge=1, description="epochs of this phase")
-    lr: _domain(PositiveFloat) = Field(description="learning rate at its start")  # type: ignore[valid-type]
+    lr: domain_of(PositiveFloat) = Field(description="learning rate at its start")  # type: ignore[valid-type]
 
 
 class Recipe(Settings):
@@ -65,13 +72,19 @@ class Recipe(Settings):
     input_size: int | None = Field(
         None, ge=32, le=1024, description="pixels a side; null: what the weights were made for"
     )
-    batch_size: _domain(PositiveInt) = Field(32, description="images a step")  # type: ignore[valid-type]
+    batch_size: domain_of(PositiveInt) = Field(32, description="images a step")  # type: ignore[valid-type]
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="the optimiser")
-    weight_decay: _domain(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
-    label_smoothing: _domain(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
-    dropout: _domain(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
+    weight_decay: domain_of(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
+    label_smoothing: domain_of(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
+    dropout: domain_of(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
     plateau: Plateau | None = Field(None, description="fall of the rate on a plateau; null: none")
     phases: tuple[Phase, ...] = Field(min_length=1, description="in the order they are trained")
+    preprocess: PreprocessDomains | None = Field(  # type: ignore[valid-type]
+        None, description="what its images go through; null: the sweep's `preprocess`"
+    )
+    augment: AugmentDomains | None = Field(  # type: ignore[valid-type]
+        None, description="random changes of its training images; null: `training.augment`"
+    )
 
     @field_validator("name")
     @classmethod
@@ -100,6 +113,31 @@ class Recipe(Settings):
             raise ValueError(f"{facts.name} takes {height} x {width} only, found {size}")
         return size
 
+    @field_validator("phases")
+    @classmethod
+    def _deep_enough(cls, phases: tuple[Phase, ...], info: ValidationInfo) -> tuple[Phase, ...]:
+        if "name" not in info.data:
+            return phases
+        facts = backbone(info.data["name"])
+        for index, phase in enumerate(phases):
+            for depth in values_of(phase.unfreeze):
+                if isinstance(depth, int | float):
+                    try:
+                        facts.stage(int(depth))
+                    except ModelError as error:
+                        raise ValueError(f"{index}.unfreeze: {error}") from error
+        return phases
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        """What this resolved recipe's images go through; the defaults where it does not say."""
+        return Preprocess.model_validate((self.preprocess or PreprocessDomains()).model_dump())
+
+    @property
+    def augmentation(self) -> Augment:
+        """How this resolved recipe's training images are changed; defaults likewise."""
+        return Augment.model_validate((self.augment or AugmentDomains()).model_dump())
+
     @property
     def size(self) -> tuple[int, int]:
         """`(height, width)` of the classifier's input, pixels."""
@@ -111,17 +149,12 @@ class Recipe(Settings):
         return sum(phase.epochs for phase in self.phases)
 
 
-class Augment(Settings):
-    """What training images go through at random (PROTOCOL.md 2)."""
-
-    flip: bool = Field(True, description="mirror left and right, one time in two")
-    rotation: float = Field(10.0, ge=0, le=45, description="up to so many degrees either way")
-
-
 class Training(Settings):
     """What holds for every trial."""
 
-    augment: Augment = Field(Augment(), description="random changes of the training images")
+    augment: AugmentDomains = Field(  # type: ignore[valid-type]
+        AugmentDomains(), description="random changes of the training images"
+    )
     cpus_per_trial: int = Field(1, ge=1, description="cores of each trial")
     gpus_per_trial: float | None = Field(
         None, ge=0, description="GPUs of each trial, fractions too; null: one where there is one"

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raybench.settings import Choice, Range, Settings
+from raybench.settings import Choice, Range, Settings, settled
 from raybench.training.recipe import Recipe
+
+_WHOLE = ("batch_size", "unfreeze", "clahe_tiles")
+"""Settings that are whole numbers where an interval is searched."""
 
 
 def searched_settings(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Range | Choice]]:
@@ -43,14 +46,19 @@ class SearchSpace:
         """Draw one set of hyperparameters from an `optuna.Trial`."""
         chosen = trial.suggest_categorical("backbone", [r.name for r in self.recipes])
         recipe = next(r for r in self.recipes if r.name == chosen)
+        drawn: dict[str, Any] = {}
         for path, domain in searched_settings(recipe):
+            if _is_idle(recipe, path, drawn):
+                continue
             name = f"{recipe.name}.{path}"
             if isinstance(domain, Choice):
-                trial.suggest_categorical(name, list(domain.choices))
-            elif path == "batch_size":
-                trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
+                drawn[path] = trial.suggest_categorical(name, list(domain.choices))
+            elif path.rpartition(".")[2] in _WHOLE:
+                drawn[path] = trial.suggest_int(
+                    name, int(domain.low), int(domain.high), log=domain.log
+                )
             else:
-                trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+                drawn[path] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
         return {"trial_number": int(trial.number)}
 
     def first_points(self, trials_per_backbone: int) -> list[dict[str, str]]:
@@ -62,30 +70,51 @@ def resolve(recipes: Sequence[Recipe], drawn: Mapping[str, Any]) -> Recipe:
     """The recipe that a trial trains: the drawn values put in the places of their domains."""
     recipe = next(r for r in recipes if r.name == drawn["backbone"])
     raw = recipe.model_dump()
-    for path, _ in searched_settings(recipe):
+    values: dict[str, Any] = {}
+    for path, domain in searched_settings(recipe):
         *parents, leaf = path.split(".")
         node: Any = raw
         for part in parents:
             node = node[int(part)] if isinstance(node, list | tuple) else node[part]
-        node[leaf] = drawn[f"{recipe.name}.{path}"]
+        idle = _is_idle(recipe, path, values)
+        values[path] = settled(domain) if idle else drawn[f"{recipe.name}.{path}"]
+        node[leaf] = values[path]
     return Recipe.model_validate(raw)
+
+
+def _is_idle(recipe: Recipe, path: str, drawn: Mapping[str, Any]) -> bool:
+    """Whether a setting does nothing beside the values drawn before it: it is not drawn then."""
+    *parents, leaf = path.split(".")
+    node: Any = recipe
+    for part in parents:
+        node = node[int(part)] if isinstance(node, tuple) else getattr(node, part)
+    if leaf not in type(node).search_if:
+        return False
+    other, values = type(node).search_if[leaf]
+    found = drawn.get(".".join([*parents, other]), getattr(node, other))
+    return found not in values
 
 
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """A resolved recipe as flat names and values, as trials are listed and compared by.
 
-    The phases' settings are named by phase: `head_lr`, `partial_epochs`; a number is added where
-    two phases unfreeze the same (`full2_lr`).
+    The phases' settings are named by phase: `head_lr`, `partial_epochs`, `last_2_stages_lr`; a
+    number is added where two phases unfreeze the same (`full2_lr`). Preprocessing keeps its names
+    (`lung_masking`), augmentation's begin with `augment_`.
     """
     flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump(exclude={"name", "phases", "plateau"}).items():
+    apart = {"name", "phases", "plateau", "preprocess", "augment"}
+    for name, value in recipe.model_dump(exclude=apart).items():
         flat[name] = value if name != "input_size" else recipe.size[0]
+    flat |= recipe.preprocessing.model_dump()
+    flat |= {f"augment_{k}": v for k, v in recipe.augmentation.model_dump().items()}
     if recipe.plateau:
         flat |= {f"plateau_{k}": v for k, v in recipe.plateau.model_dump().items()}
     seen: dict[str, int] = {}
     for phase in recipe.phases:
-        seen[phase.unfreeze] = seen.get(phase.unfreeze, 0) + 1
-        count = seen[phase.unfreeze]
-        label = phase.unfreeze if count == 1 else f"{phase.unfreeze}{count}"
+        depth = phase.unfreeze
+        name = depth if isinstance(depth, str) else f"last_{int(depth)}_stages"
+        seen[name] = seen.get(name, 0) + 1
+        label = name if seen[name] == 1 else f"{name}{seen[name]}"
         flat |= {f"{label}_lr": phase.lr, f"{label}_epochs": phase.epochs}
     return flat

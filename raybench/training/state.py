@@ -30,21 +30,37 @@ _UNREADABLE: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
+    """What one epoch gave. Losses and scores (in [0, 1]) are means over images.
 
     The training loss is the one that is minimised: with augmentation, and smoothed labels where the
     recipe asks for them; the loss on Val is plain.
+
+    Attributes:
+        score: what the task calls its score: `accuracy`.
     """
 
     epoch: int
     phase: int
-    unfreeze: str
+    unfreeze: str | int
     lr: float
     train_loss: float
-    train_accuracy: float
+    train_score: float
     val_loss: float
-    val_accuracy: float
+    val_score: float
     seconds: float
+    score: str = "accuracy"
+
+    def figures(self) -> dict[str, Any]:
+        """The same with the scores under the task's name: `train_accuracy`, `val_accuracy`."""
+        row = asdict(self)
+        name = row.pop("score")
+        return dict(zip(self.names(name), row.values(), strict=True))
+
+    @classmethod
+    def names(cls, score: str) -> list[str]:
+        """The keys of `figures` for a task's score."""
+        plain = [f.name for f in fields(cls) if f.name != "score"]
+        return [name.replace("_score", f"_{score}") for name in plain]
 
 
 def digest(recipe: Recipe) -> str:
@@ -69,7 +85,7 @@ class State:
     net: dict[str, Any]
     optimizer: dict[str, Any]
     plateau: dict[str, Any] | None
-    best_accuracy: float
+    best_score: float
     best_loss: float
     best: bytes
 

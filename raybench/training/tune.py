@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,20 +19,19 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from raybench.data.preprocess import Preprocess
-from raybench.models.build import build
 from raybench.models.checkpoint import Card
 from raybench.training.batches import load_images
 from raybench.training.loop import Trainer
-from raybench.training.recipe import Augment, Recipe, Search
+from raybench.training.recipe import Recipe, Search
 from raybench.training.space import SearchSpace, resolve
 from raybench.training.state import BEST, Epoch, State, newest
+from raybench.training.task import Task
 from raybench.types import Dataset, XrayRecord
 
 log = logging.getLogger(__name__)
 
-SCORE = "best_val_accuracy"
-"""What Optuna and ASHA maximise: the highest accuracy on Val so far."""
+SCORE = "best_val_score"
+"""What Optuna and ASHA maximise: the highest score of the task on Val so far."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class TrialJob:
     dataset: Dataset
     train: tuple[XrayRecord, ...]
     val: tuple[XrayRecord, ...]
-    preprocess: Preprocess
     recipes: tuple[Recipe, ...]
-    augment: Augment
+    task: Task
     seed: int
     n_threads: int
 
@@ -73,7 +71,7 @@ class TrialListener(Protocol):
         """A trial begins, or goes on after an interruption."""
 
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
-        """A trial finished an epoch; the fields are those of `loop.Epoch`."""
+        """A trial finished an epoch; named as `Epoch.figures` has it."""
 
     def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
         """A trial is done: trained, stopped by the scheduler, or failed."""
@@ -99,16 +97,19 @@ def train_one(
     """
     torch.set_num_threads(job.n_threads)
     torch.manual_seed(job.seed)
-    net = build(recipe.name, len(job.dataset.classes), recipe.weights, float(recipe.dropout))
+    network = job.task.network(recipe)
+    preprocess = recipe.preprocessing
     card = Card(
         backbone=recipe.name,
         classes=job.dataset.classes,
         input_size=recipe.size,
-        preprocess=job.preprocess.model_dump(),
+        preprocess=preprocess.model_dump(),
     )
-    trainer = Trainer(net, recipe, card, job.augment, job.seed, device)
-    train = load_images(job.dataset, job.train, job.preprocess, recipe.size)
-    val = load_images(job.dataset, job.val, job.preprocess, recipe.size)
+    trainer = Trainer(job.task, network, recipe, card, job.seed, device)
+    train, val = (
+        load_images(job.dataset, records, preprocess, recipe.size, job.task.target)
+        for records in (job.train, job.val)
+    )
     return trainer.fit(train, val, report, state)
 
 
@@ -116,8 +117,8 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path) -> None:
     def report(epoch: Epoch, state: State) -> None:
         with tempfile.TemporaryDirectory() as at:
             state.write(Path(at))
-            figures = asdict(epoch) | {
-                SCORE: state.best_accuracy,
+            figures = epoch.figures() | {
+                SCORE: state.best_score,
                 "best_val_loss": state.best_loss,
                 "n_epochs": state.next_epoch,
             }
@@ -141,8 +142,8 @@ the unpickled one; a listener holds files and cannot travel that way."""
 class _Relay(tune.Callback):  # type: ignore[misc]
     """Passes Tune's events on. An exception in a Tune callback would abort every trial."""
 
-    def __init__(self, recipes: tuple[Recipe, ...]) -> None:
-        self._recipes = recipes
+    def __init__(self, recipes: tuple[Recipe, ...], score: str) -> None:
+        self._recipes, self._score = recipes, score
 
     def _tell(self, call: Callable[[TrialListener], None]) -> None:
         if _listener is None:
@@ -160,7 +161,7 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         recipe = resolve(self._recipes, trial.config)
-        epoch = {name: result[name] for name in Epoch.__dataclass_fields__ if name in result}
+        epoch = {name: result[name] for name in Epoch.names(self._score) if name in result}
         name = trial_name(trial.config)
         self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
 
@@ -281,7 +282,7 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
             name=folder.name,
             storage_path=str(folder.parent),
             verbose=0,
-            callbacks=[_Relay(job.recipes)],
+            callbacks=[_Relay(job.recipes, job.task.score)],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             failure_config=tune.FailureConfig(max_failures=1),
         ),

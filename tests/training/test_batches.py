@@ -13,12 +13,16 @@ from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.training.batches import Images, augmenter, batches, load_images
 from raybench.training.recipe import Augment
+from raybench.training.task import Classify
 
 
 def numbered(n: int) -> Images:
     """Images whose pixels and labels both say their number."""
     numbers = torch.arange(n)
     return Images(numbers.to(torch.uint8).view(n, 1, 1).expand(n, 2, 2), numbers)
+
+
+CLASSES = torch.arange(200)
 
 
 def drawn(seed: int) -> torch.Generator:
@@ -60,12 +64,12 @@ def waves(n: int, size: int) -> torch.Tensor:
 def test_without_flip_and_rotation_nothing_changes() -> None:
     batch = waves(6, 48)
     apply = augmenter(Augment(flip=False, rotation=0), drawn(0))
-    assert torch.allclose(apply(batch), batch, atol=0.01)
+    assert torch.allclose(apply(batch, CLASSES[:6])[0], batch, atol=0.01)
 
 
 def test_flip_is_torchs_for_about_half_of_the_images() -> None:
     batch = waves(200, 16)
-    out = augmenter(Augment(flip=True, rotation=0), drawn(0))(batch)
+    out, _ = augmenter(Augment(flip=True, rotation=0), drawn(0))(batch, CLASSES)
     kept = torch.tensor([torch.allclose(a, b, atol=0.01) for a, b in zip(out, batch, strict=True)])
     mirrored = torch.flip(batch, dims=[3])
     assert torch.allclose(out[~kept], mirrored[~kept], atol=0.01)
@@ -76,7 +80,8 @@ def test_flip_is_torchs_for_about_half_of_the_images() -> None:
 def test_rotation_is_opencvs_within_the_range_and_black_outside(flip: bool) -> None:
     n, size, limit = 40, 64, 30.0
     batch = waves(n, size)
-    out = augmenter(Augment(flip=flip, rotation=limit), drawn(3))(batch)
+    out, classes = augmenter(Augment(flip=flip, rotation=limit), drawn(3))(batch, CLASSES[:n])
+    assert torch.equal(classes, CLASSES[:n])
     assert out.shape == batch.shape
     again = drawn(3)
     flips = torch.rand(n, generator=again) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
@@ -96,7 +101,7 @@ def test_rotation_is_opencvs_within_the_range_and_black_outside(flip: bool) -> N
 
 def test_rotation_leaves_black_corners_and_the_centre() -> None:
     white = torch.full((64, 1, 33, 33), 255.0)
-    out = augmenter(Augment(flip=True, rotation=45), drawn(1))(white)
+    out, _ = augmenter(Augment(flip=True, rotation=45), drawn(1))(white, CLASSES[:64])
     assert torch.allclose(out[:, 0, 16, 16], torch.tensor(255.0))
     assert out[:, 0, 0, 0].min() == 0
     assert out.min() >= 0
@@ -105,18 +110,56 @@ def test_rotation_leaves_black_corners_and_the_centre() -> None:
 
 def test_what_is_drawn_depends_on_the_generator_alone() -> None:
     batch = waves(5, 24)
-    first, second = (augmenter(Augment(), drawn(7))(batch) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, augmenter(Augment(), drawn(8))(batch))
+    every = Augment(scale=0.2, shift=0.1, brightness=0.3, contrast=0.3)
+    for augment in (Augment(), every):
+        first, second, third = (
+            augmenter(augment, drawn(seed))(batch, CLASSES[:5])[0] for seed in (7, 7, 8)
+        )
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)
+
+
+def test_scale_and_shift_stay_within_their_bounds_and_masks_go_with_the_image() -> None:
+    """A square of 16 pixels in the middle of 64: its centre and side are read off after."""
+    masks = torch.zeros(200, 64, 64, dtype=torch.uint8)
+    masks[:, 24:40, 24:40] = 1
+    augment = Augment(flip=True, rotation=0, scale=0.25, shift=0.2)
+    out, moved = augmenter(augment, drawn(2))(masks[:, None].float() * 255, masks)
+    assert moved.dtype == torch.uint8
+    differ = (out[:, 0] > 127.5) != moved.bool()
+    assert differ.float().mean() < 0.01  # bilinear and nearest part at the square's edge alone
+    sides = moved.sum(dim=1).amax(dim=1).double()
+    assert 16 / 1.25 - 1 <= sides.min() < 14
+    assert 18 < sides.max() <= 16 * 1.25 + 1
+    where = moved.nonzero().double()
+    centres = torch.stack([where[where[:, 0] == i, 1:].mean(0) for i in range(200)]) - 31.5
+    assert 10 < centres.abs().max() <= 0.2 * 64 * 1.25 + 1
+
+
+def test_brightness_and_contrast_are_factors_within_their_bounds() -> None:
+    row = 100 + 20 * torch.tensor([-1.0, 1.0]).repeat(32)
+    batch = row.view(1, 1, 1, 64).expand(300, 1, 4, 64)
+    bright = Augment(flip=False, rotation=0, brightness=0.2)
+    out, _ = augmenter(bright, drawn(0))(batch, CLASSES[:1])
+    factors = out.mean(dim=(1, 2, 3)) / 100
+    assert 0.8 <= factors.min() < 0.82
+    assert 1.18 < factors.max() <= 1.2
+    contrast = Augment(flip=False, rotation=0, contrast=0.5)
+    out, _ = augmenter(contrast, drawn(0))(batch, CLASSES[:1])
+    assert torch.allclose(out.mean(dim=(1, 2, 3)), torch.tensor(100.0), atol=0.01)
+    spreads = (out.amax(dim=(1, 2, 3)) - out.amin(dim=(1, 2, 3))) / 40
+    assert 0.5 <= spreads.min() < 0.55
+    assert 1.45 < spreads.max() <= 1.51
 
 
 def test_images_are_loaded_in_the_records_order_whatever_the_threads() -> None:
     data = Phantom(name="phantom", n_train=2, n_val=1, n_test=1, size=64)
     records, preprocess = data.records()[::-1], Preprocess(lung_masking=True)
-    images = load_images(data, records, preprocess, (48, 48), n_threads=3)
+    target = Classify(data.classes).target
+    images = load_images(data, records, preprocess, (48, 48), target, n_threads=3)
     assert images.pixels.dtype == torch.uint8
     assert (len(images), images.pixels.shape) == (12, (12, 48, 48))
-    assert [data.classes[i] for i in images.labels] == [r.label for r in records]
+    assert [data.classes[i] for i in images.targets] == [r.label for r in records]
     for record, pixels in zip(records, images.pixels, strict=True):
         expected = resize_gray(preprocess.apply(data.load(record)), (48, 48))
         np.testing.assert_array_equal(pixels.numpy(), expected)

@@ -16,15 +16,15 @@ import torch
 from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.models.backbones import backbone, trainable
-from raybench.models.build import build
 from raybench.models.checkpoint import Card, load_checkpoint
 from raybench.training.batches import Images, load_images
 from raybench.training.loop import DivergedError, Trainer
-from raybench.training.recipe import Augment, Recipe
+from raybench.training.recipe import Recipe
 from raybench.training.state import Epoch, State, newest
+from raybench.training.task import Classify
 
 Weights = dict[str, torch.Tensor]
-AUGMENT = Augment()
+TASK = Classify(("COVID-19", "Non-COVID", "Normal"))
 BACKBONES = ("test_efficientnet", "test_resnet")
 THREE_PHASES = [
     {"unfreeze": "head", "epochs": 1, "lr": 1e-2},
@@ -47,10 +47,12 @@ def data() -> tuple[Images, Images]:
     phantom = Phantom(name="phantom", n_train=5, n_val=2, n_test=1, size=64)
     records = phantom.records()
     train, val = (
-        load_images(phantom, [r for r in records if r.split == split], Preprocess(), (48, 48))
+        load_images(
+            phantom, [r for r in records if r.split == split], Preprocess(), (48, 48), TASK.target
+        )
         for split in ("Train", "Val")
     )
-    return Images(train.pixels[:13], train.labels[:13]), val
+    return Images(train.pixels[:13], train.targets[:13]), val
 
 
 def recipe(name: str = "test_resnet", **changes: Any) -> Recipe:
@@ -58,11 +60,10 @@ def recipe(name: str = "test_resnet", **changes: Any) -> Recipe:
     return Recipe.model_validate({**settings, "phases": THREE_PHASES, **changes})
 
 
-def trainer(settings: Recipe, init: int = 0, seed: int = 7, augment: Augment = AUGMENT) -> Trainer:
+def trainer(settings: Recipe, init: int = 0, seed: int = 7) -> Trainer:
     torch.manual_seed(init)
-    net = build(settings.name, 3, "none", float(settings.dropout))
-    card = Card(settings.name, ("COVID-19", "Non-COVID", "Normal"), settings.size)
-    return Trainer(net, settings, card, augment, seed, "cpu")
+    card = Card(settings.name, TASK.classes, settings.size)
+    return Trainer(TASK, TASK.network(settings), settings, card, seed, "cpu")
 
 
 def weights(net: torch.nn.Module) -> Weights:
@@ -134,7 +135,7 @@ def test_each_epoch_has_an_order_and_changes_of_its_own(
         images: Images, batch_size: int, generator: torch.Generator
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         orders.append(torch.randperm(13, generator=generator).tolist())
-        return [(images.pixels, images.labels)]
+        return [(images.pixels, images.targets)]
 
     monkeypatch.setattr("raybench.training.loop.batches", recorded)
     run(trainer(recipe()), data)
@@ -193,7 +194,7 @@ def test_interrupted_after_any_epoch_and_resumed_it_ends_with_the_same_bits(
         assert figures(begun + rest) == figures(epochs)
         assert moved(after[-1], weights(subject.net)) == set()
         assert resumed.best == state.best
-        assert (resumed.best_accuracy, resumed.best_loss) == (state.best_accuracy, state.best_loss)
+        assert (resumed.best_score, resumed.best_loss) == (state.best_score, state.best_loss)
 
 
 def test_a_finished_state_has_nothing_left_to_do(
@@ -250,7 +251,7 @@ def test_the_checkpoint_kept_is_that_of_the_best_epoch(
     _, after, state = run(subject, data)
     net, card = load_checkpoint(state.best)
     assert card.scores == {"val_accuracy": 0.7, "val_loss": 0.8}
-    assert (state.best_accuracy, state.best_loss) == (0.7, 0.8)
+    assert (state.best_score, state.best_loss) == (0.7, 0.8)
     assert [moved(weights(net), w) == set() for w in after] == [False, False, True, False, False]
 
 
@@ -264,21 +265,19 @@ def test_figures_of_an_epoch_are_those_of_torch(data: tuple[Images, Images]) -> 
     with torch.no_grad():
         logits = net((val.pixels[:, None].expand(-1, 3, -1, -1) / 255 - mean) / std)
     assert epoch.val_loss == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits, val.labels)), rel=1e-4
+        float(torch.nn.functional.cross_entropy(logits, val.targets)), rel=1e-4
     )
-    assert epoch.val_accuracy * len(val) == int((logits.argmax(1) == val.labels).sum())
+    assert epoch.val_score * len(val) == int((logits.argmax(1) == val.targets).sum())
     assert (epoch.epoch, epoch.phase, epoch.unfreeze, epoch.lr) == (0, 0, "full", 1e-3)
-    assert epoch.train_accuracy * len(train) == pytest.approx(
-        round(epoch.train_accuracy * len(train))
-    )
+    assert epoch.train_score * len(train) == pytest.approx(round(epoch.train_score * len(train)))
 
 
 def test_a_few_images_can_be_learnt_by_heart(data: tuple[Images, Images]) -> None:
     train, _ = data
-    settings = recipe(phases=[{"unfreeze": "full", "epochs": 20, "lr": 5e-3}])
-    subject = trainer(settings, augment=Augment(flip=False, rotation=0))
+    phases = [{"unfreeze": "full", "epochs": 20, "lr": 5e-3}]
+    subject = trainer(recipe(phases=phases, augment={"flip": False, "rotation": 0}))
     epochs, _, _ = run(subject, (train, train))
-    assert epochs[-1].train_accuracy == 1.0
+    assert epochs[-1].train_score == 1.0
     assert epochs[-1].train_loss < epochs[0].train_loss / 4
 
 
