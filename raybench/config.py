@@ -177,6 +177,12 @@ class SweepConfig(Settings):
         return Preprocess.model_validate({name: settled(value) for name, value in raw.items()})
 
     @property
+    def varies_preprocess(self) -> bool:
+        """Whether trials' images may go through other things than `base_preprocess`."""
+        base = self.base_preprocess.model_dump()
+        return any((r.preprocess or self.preprocess).model_dump() != base for r in self.backbones)
+
+    @property
     def masks_lungs(self) -> bool:
         """Whether any trial, or what is explained without one, can be masked to the lungs."""
         every = [r.preprocess for r in self.recipes] + [self.preprocess]

@@ -126,7 +126,7 @@ def test_help_lists_every_setting_with_type_default_and_meaning() -> None:
     [
         "--seed <int, at least 0, at most 2147483647> = 0 of training and search",
         "--name <str> (required) name of the sweep and its folder",
-        "--preprocess.lung_masking <bool> = true set pixels outside the lung mask to 0",
+        "--preprocess.lung_masking <bool|searched> = true set pixels outside the lung mask to 0",
         "--backbones.N.phases.N.lr <float|searched, above 0> (required) learning rate at its start",
         "--backbones.N.optimizer <adam|adamw|sgd> = adam the optimiser",
         "--explain.n_val <int|null, at least 1> = null Val images with infection explained",

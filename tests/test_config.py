@@ -13,6 +13,7 @@ import yaml
 
 from raybench.config import SweepConfig, load_config
 from raybench.data import CovidQuEx
+from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
 from raybench.settings import Choice, Range
 
@@ -201,6 +202,30 @@ def test_the_digest_names_what_is_computed(base: Path) -> None:
         )
     ]
     assert len({plain.digest, *others}) == 6
+
+
+def test_what_a_backbone_does_not_say_it_has_of_the_sweep(base: Path) -> None:
+    config = load_config(
+        base,
+        [
+            ("preprocess.clahe", "{choices: [true, false]}"),
+            ("preprocess.lung_masking", "false"),
+            ("training.augment.rotation", "{low: 0, high: 30}"),
+            ("backbones.vgg16.preprocess.lung_masking", "{choices: [false, true]}"),
+            ("backbones.vgg16.augment.flip", "false"),
+        ],
+    )
+    first, second = config.recipes
+    assert first.preprocess == config.preprocess
+    assert first.augment.rotation == Range(low=0, high=30)
+    assert second.preprocess.clahe is False  # its own preprocessing is its own throughout
+    assert (second.augment.flip, second.augment.rotation) == (False, 10.0)
+    assert config.base_preprocess == Preprocess(lung_masking=False, clahe=True)
+    assert (config.masks_lungs, config.varies_preprocess) == (True, True)
+    plain = load_config(base)
+    assert (plain.masks_lungs, plain.varies_preprocess) == (True, False)
+    off = load_config(base, [("preprocess.lung_masking", "false")])
+    assert (off.masks_lungs, off.varies_preprocess) == (False, False)
 
 
 def test_located_paths_are_absolute(

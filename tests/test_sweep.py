@@ -13,12 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from raybench.data import Phantom
+from raybench.data import CovidQuEx, Phantom
 from raybench.data.phantom import write_phantoms
+from raybench.data.preprocess import Preprocess, resize_gray
+from raybench.models.checkpoint import read_card
+from raybench.models.classifier import Classifier
 from raybench.storage import Storage
 from raybench.tracking.run_folder import RunFolder
 
@@ -46,6 +50,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "tiny",
         "on_bad_image": "skip",
         "data": {"name": "covid_qu_ex", "root": str(folder / "data")},
+        "preprocess": {
+            "clahe": {"choices": [False, True]},
+            "erase_border": {"low": 0.0, "high": 0.1},
+        },
         "backbones": [{"name": n, **recipe} for n in ("test_efficientnet", "test_resnet")],
         "search": {"trials_per_backbone": 2, "max_concurrent": 1},
         "explain": {
@@ -182,6 +190,32 @@ def _expect_search(whole: Path, scores: pd.DataFrame, best: set[str]) -> None:
         ]
         assert part.iou.mean() == pytest.approx(row["val_iou"], abs=1e-12)
         assert part.threshold.unique() == pytest.approx(row["threshold"])
+
+
+def test_every_trial_is_judged_on_images_preprocessed_as_its_own_were(
+    study: Path, whole: Path
+) -> None:
+    data = CovidQuEx(name="covid_qu_ex", root=str(study.parent / "data"))
+    images = {r.image_id: data.load(r) for r in data.records() if r.split == "Val"}
+    predictions = pd.read_parquet(whole / "predictions.parquet")
+    trials = pd.read_csv(whole / "trials.csv")
+    assert trials.erase_border.nunique() == 4
+    for trial in trials.to_dict("records"):
+        path = whole / "checkpoints" / f"{trial['trial_id']}.safetensors"
+        preprocess = Preprocess.model_validate(read_card(str(path)).preprocess)
+        assert (preprocess.clahe, preprocess.erase_border) == (
+            trial["clahe"],
+            pytest.approx(trial["erase_border"]),
+        )
+        rows = predictions[
+            (predictions.trial_id == trial["trial_id"]) & (predictions.split == "Val")
+        ]
+        pixels = np.stack(
+            [resize_gray(preprocess.apply(images[i]), (64, 64)) for i in rows.image_id]
+        )
+        found = Classifier.from_checkpoint(path.read_bytes()).predict(pixels)
+        kept = rows[[f"p_{c}" for c in data.classes]].to_numpy()
+        np.testing.assert_allclose(found, kept, atol=1e-5)
 
 
 def test_the_log_says_what_the_centre_prior_is(whole: Path) -> None:

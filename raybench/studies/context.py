@@ -85,6 +85,8 @@ class Context:
         """What a trial's images went through; for None, what explainers see that ask no model."""
         if trial_id is None or trial_id == NO_TRIAL:
             return self.config.base_preprocess
+        if not self.config.varies_preprocess:
+            return self.config.base_preprocess
         return self._preprocesses[trial_id]
 
     @cached_property

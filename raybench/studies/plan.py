@@ -9,6 +9,7 @@ from raybench.config import SweepConfig
 from raybench.explain import Explainer
 from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
+from raybench.settings import values_of
 from raybench.studies.context import explained_images
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -138,7 +139,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
     yield f"Training: {plan.n_trials} trials, {config.search.trials_per_backbone} a backbone"
     for recipe in config.recipes:
-        phases = ", ".join(f"{p.unfreeze} {p.epochs}" for p in recipe.phases)
+        phases = ", ".join(
+            f"{' or '.join(map(str, values_of(p.unfreeze)))} {p.epochs}" for p in recipe.phases
+        )
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"

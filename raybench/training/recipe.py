@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone, check_backbone
 from raybench.settings import Settings, domain_of, values_of, with_domains
 
-Unfreeze = Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)]
+
+def _depth(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+    """One message for a wrong depth, in place of one for each kind that it is not."""
+    try:
+        if not isinstance(value, bool):
+            return inner(value)
+    except ValidationError:
+        pass
+    raise ValueError(f"expected head, partial, full or a number of last stages, found {value!r}")
+
+
+Unfreeze = Annotated[
+    Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)], WrapValidator(_depth)
+]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -42,6 +42,22 @@ def test_outside_the_lungs_is_zero_whatever_else(x: ChestXray, masking: bool, cl
         np.testing.assert_array_equal(done, np.where(x.lung_mask | (not masking), x.image, 0))
 
 
+@given(xrays(), st.floats(0, 0.49), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_erased_border_is_zero_on_every_side_and_the_rest_as_it_was(
+    x: ChestXray, share: float, masking: bool, clahe: bool
+) -> None:
+    done = Preprocess(lung_masking=masking, clahe=clahe, erase_border=share).apply(x)
+    height, width = x.image.shape
+    rows, columns = round(share * height), round(share * width)
+    y, xs = np.mgrid[:height, :width]
+    inside = (y >= rows) & (y < height - rows) & (xs >= columns) & (xs < width - columns)
+    assert not done[~inside].any()
+    if not clahe:
+        plain = Preprocess(lung_masking=masking).apply(x)
+        np.testing.assert_array_equal(done[inside], plain[inside])
+
+
 def test_what_lies_outside_the_lungs_never_reaches_the_contrast_inside() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(60, 120, (64, 64), dtype=np.uint8)

@@ -33,7 +33,7 @@ def meta(name: str) -> nn.Module:
 def test_facts_are_those_of_the_model(name: str) -> None:
     facts, net = backbone(name), meta(name)
     assert isinstance(module_at(net, facts.cam_layer), nn.Module)
-    assert isinstance(module_at(net, facts.partial_from), nn.Module)
+    assert isinstance(module_at(net, facts.stage(1)), nn.Module)
     cfg = net.pretrained_cfg
     assert facts.input_size == tuple(cfg["input_size"][1:])
     assert (facts.mean, facts.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
@@ -66,7 +66,7 @@ def test_phases_are_nested(name: str) -> None:
         ("test_resnet", "layer4.0.conv1.weight"),
         ("resnet18", "layer4.0.conv1.weight"),
         ("swin_tiny_patch4_window7_224", "layers.3.downsample.norm.weight"),
-        ("vit_tiny_patch16_224", "blocks.11.norm1.weight"),
+        ("vit_tiny_patch16_224", "blocks.9.norm1.weight"),
         ("vgg19", "features.28.weight"),
     ],
 )

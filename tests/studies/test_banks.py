@@ -73,7 +73,9 @@ def context_of() -> Context:
     records = tuple(dataset.records())
     explained = {s: tuple(r for r in records if r.split == s)[:1] for s in ("Val", "Test")}
     config = SimpleNamespace(
-        preprocess=Preprocess(), explain=SimpleNamespace(grid="model", target="predicted")
+        varies_preprocess=False,
+        base_preprocess=Preprocess(),
+        explain=SimpleNamespace(grid="model", target="predicted"),
     )
     run = SimpleNamespace(events=None)
     return Context(config, run, dataset, records, explained)  # type: ignore[arg-type]

@@ -47,7 +47,8 @@ class Watched:
 
 def context_of(dataset: Any, folder: Path, grid: str = "model") -> Context:
     config = SimpleNamespace(
-        preprocess=SimpleNamespace(apply=lambda xray: xray.image),
+        varies_preprocess=False,
+        base_preprocess=SimpleNamespace(apply=lambda xray: xray.image),
         explain=SimpleNamespace(grid=grid, target="true"),
     )
     run = SimpleNamespace(events=EventLog(Storage(str(folder))))

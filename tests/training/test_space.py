@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+from pydantic import ValidationError
 
 from raybench.settings import Choice, Range
 from raybench.training.recipe import Recipe
@@ -145,6 +146,58 @@ def test_hyperparameters_are_flat_and_named_by_phase() -> None:
     assert hyperparameters(PLAIN)["input_size"] == 224
 
 
+WITH_IMAGES = Recipe.model_validate(
+    {
+        "name": "test_resnet",
+        "weights": "none",
+        "phases": [{"unfreeze": {"choices": ["head", 2]}, "epochs": 1, "lr": 1e-3}],
+        "preprocess": {
+            "clahe": {"choices": [False, True]},
+            "clahe_clip": {"low": 1.0, "high": 4.0},
+            "clahe_tiles": {"low": 4, "high": 12},
+        },
+        "augment": {"rotation": {"low": 0, "high": 20}},
+    }
+)
+
+
+def test_what_does_nothing_is_not_drawn_and_numbers_of_things_are_whole() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(20):
+        trial = study.ask()
+        SearchSpace((WITH_IMAGES,))(trial)
+        recipe = resolve([WITH_IMAGES], trial.params)
+        clahe = trial.params["test_resnet.preprocess.clahe"]
+        assert ("test_resnet.preprocess.clahe_clip" in trial.params) == clahe
+        assert recipe.preprocessing.clahe_clip == trial.params.get(
+            "test_resnet.preprocess.clahe_clip", 1.0
+        )
+        assert isinstance(recipe.preprocessing.clahe_tiles, int)
+        assert recipe.augmentation.rotation == trial.params["test_resnet.augment.rotation"]
+        flat = hyperparameters(recipe)
+        depth = trial.params["test_resnet.phases.0.unfreeze"]
+        assert ("head_lr" in flat, "last_2_stages_lr" in flat) == (depth == "head", depth == 2)
+        seen.add((clahe, depth))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"phases": [{"unfreeze": 5, "epochs": 1, "lr": 1e-3}]}, "1 to 4 .*found 5"),
+        ({"phases": [{"unfreeze": {"choices": ["head", 9]}, "epochs": 1, "lr": 1}]}, "found 9"),
+        ({"phases": [{"unfreeze": True, "epochs": 1, "lr": 1e-3}]}, "a number of last stages"),
+        ({"preprocess": {"clahe": {"low": 0, "high": 1}}}, "found an interval"),
+        ({"preprocess": {"clahe_clip": {"low": 0, "high": 1}}}, "greater than 0"),
+        ({"augment": {"rotation": {"choices": [10, 50]}}}, "less than or equal to 45"),
+    ],
+)
+def test_domains_out_of_bounds_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate(WITH_IMAGES.model_dump() | changes)
+
+
 def test_the_space_can_be_pickled() -> None:
-    space = SearchSpace((SEARCHED, PLAIN))
+    space = SearchSpace((SEARCHED, PLAIN, WITH_IMAGES))
     assert pickle.loads(pickle.dumps(space)) == space
