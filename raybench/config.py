@@ -185,7 +185,9 @@ class SweepConfig(Settings):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that name what is computed; where it runs does not enter."""
-        raw = self.model_dump(mode="json", exclude={"output", "execution", "tracking"})
+        where: dict[str, Any] = dict.fromkeys(("output", "execution", "tracking"), True)
+        where["training"] = {"cache", "cache_gb"}
+        raw = self.model_dump(mode="json", exclude=where)
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
 
     def located(self) -> SweepConfig:
@@ -200,6 +202,11 @@ class SweepConfig(Settings):
             for r in self.backbones
         )
         return self.model_copy(update={"data": data, "backbones": recipes})
+
+    @property
+    def image_cache(self) -> str:
+        """Local folder of the decoded images."""
+        return Storage(self.training.cache or f"{self.output.rstrip('/')}/cache").path()
 
     @property
     def run_folder(self) -> str:

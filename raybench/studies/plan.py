@@ -142,6 +142,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
+    yield from _cache_lines(plan)
     yield from _explain_lines(plan)
     yield from _search_lines(plan)
     yield f"Files, below {config.run_folder}/"
@@ -150,6 +151,19 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({plan.n_trials} files),"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     yield f"  parts/ (predictions and attribution maps), {tracked}"
+
+
+def _cache_lines(plan: Plan) -> Iterator[str]:
+    config = plan.config
+    if config.training.cache_gb == 0:
+        return
+    n = sum(sum(plan.images[split].values()) for split in ("Train", "Val"))
+    sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
+    each = " or ".join(f"{n * pixels / 1e9:.2f} GB" for pixels in sizes)
+    yield (
+        f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
+        f"{config.training.cache_gb:g} GB in all"
+    )
 
 
 def _explain_lines(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,10 @@ from raybench.data.preprocess import Preprocess
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone, check_backbone
 from raybench.settings import Settings, domain_of, values_of, with_domains
+from raybench.storage import Storage
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Balance = Literal["none", "class_weights", "sampler"]
 Unfreeze = Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -77,6 +80,11 @@ class Recipe(Settings):
     weight_decay: domain_of(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
     label_smoothing: domain_of(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
     dropout: domain_of(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
+    balance: domain_of(Balance) = Field(  # type: ignore[valid-type]
+        "none",
+        description="classes of unequal size: class_weights in the training loss, or a sampler "
+        "that draws each class as often, with replacement",
+    )
     plateau: Plateau | None = Field(None, description="fall of the rate on a plateau; null: none")
     phases: tuple[Phase, ...] = Field(min_length=1, description="in the order they are trained")
     preprocess: PreprocessDomains | None = Field(  # type: ignore[valid-type]
@@ -159,6 +167,32 @@ class Training(Settings):
     gpus_per_trial: float | None = Field(
         None, ge=0, description="GPUs of each trial, fractions too; null: one where there is one"
     )
+    precision: Precision = Field(
+        "auto",
+        description="of forward and backward passes, weights stay float32; auto: bfloat16 on a GPU "
+        "that computes in it, else float32",
+    )
+    compile: bool = Field(False, description="training passes by torch.compile")
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="local folder of decoded images, which trials and sweeps share; null: `cache` "
+        "in the output folder",
+    )
+    cache_gb: float = Field(
+        20.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="size of that folder, GB: what was used longest ago is removed beyond it; 0: "
+        "no cache",
+    )
+
+    @field_validator("cache")
+    @classmethod
+    def _is_local(cls, cache: str | None) -> str | None:
+        if cache is not None and not Storage(cache).is_local:
+            raise ValueError(f"expected a folder of a local disk, found {cache!r}")
+        return cache
 
 
 class Search(Settings):

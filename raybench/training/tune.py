@@ -20,11 +20,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raybench.models.checkpoint import Card
-from raybench.training.batches import load_images
+from raybench.training.cache import ImageCache, cached_images
 from raybench.training.loop import Trainer
 from raybench.training.recipe import Recipe, Search
 from raybench.training.space import SearchSpace, resolve
 from raybench.training.state import BEST, Epoch, State, newest
+from raybench.training.step import PLAIN, Arithmetic
 from raybench.training.task import Task
 from raybench.types import Dataset, XrayRecord
 
@@ -36,7 +37,12 @@ SCORE = "best_val_score"
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What every trial of a sweep gets; pickled to its worker."""
+    """What every trial of a sweep gets; pickled to its worker.
+
+    Attributes:
+        cache: where decoded images are kept; None: nowhere.
+        data_digest: stands for the data set's pixels there.
+    """
 
     dataset: Dataset
     train: tuple[XrayRecord, ...]
@@ -45,6 +51,9 @@ class TrialJob:
     task: Task
     seed: int
     n_threads: int
+    arithmetic: Arithmetic = PLAIN
+    cache: ImageCache | None = None
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,10 @@ class TrialListener(Protocol):
         """A trial begins, or goes on after an interruption."""
 
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
-        """A trial finished an epoch; named as `Epoch.figures` has it."""
+        """A trial finished an epoch; named as `Epoch.figures` has it.
+
+        Where memory was out, `micro_batch` is the number of images of each pass since.
+        """
 
     def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
         """A trial is done: trained, stopped by the scheduler, or failed."""
@@ -98,16 +110,15 @@ def train_one(
     torch.set_num_threads(job.n_threads)
     torch.manual_seed(job.seed)
     network = job.task.network(recipe)
-    preprocess = recipe.preprocessing
     card = Card(
         backbone=recipe.name,
         classes=job.dataset.classes,
         input_size=recipe.size,
-        preprocess=preprocess.model_dump(),
+        preprocess=recipe.preprocessing.model_dump(),
     )
-    trainer = Trainer(job.task, network, recipe, card, job.seed, device)
+    trainer = Trainer(job.task, network, recipe, card, job.seed, device, job.arithmetic)
     train, val = (
-        load_images(job.dataset, records, preprocess, recipe.size, job.task.target)
+        cached_images(job.cache, job.data_digest, job.dataset, records, recipe, job.task)
         for records in (job.train, job.val)
     )
     return trainer.fit(train, val, report, state)
@@ -122,6 +133,8 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path) -> None:
                 "best_val_loss": state.best_loss,
                 "n_epochs": state.next_epoch,
             }
+            if state.passes.get("micro_batch") is not None:
+                figures["micro_batch"] = state.passes["micro_batch"]
             tune.report(figures, checkpoint=tune.Checkpoint.from_directory(at))
 
     recipe = resolve(job.recipes, drawn)
@@ -161,7 +174,8 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         recipe = resolve(self._recipes, trial.config)
-        epoch = {name: result[name] for name in Epoch.names(self._score) if name in result}
+        names = [*Epoch.names(self._score), "micro_batch"]
+        epoch = {name: result[name] for name in names if name in result}
         name = trial_name(trial.config)
         self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
 
