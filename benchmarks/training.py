@@ -5,9 +5,9 @@
 The loop takes its batch from uint8 images in memory, mirrors and rotates it, normalises it, and
 goes forward, backward and through the optimiser, counting loss and score. The bare step has a
 prepared batch and a network and optimiser of its own, and does the last three alone. They take
-turns in one process, so that what else the machine does weighs on both. Goal: at most 1.10 of the bare step's
-time. On a GPU the study's four backbones are taken, in the precision that a sweep would choose, and
-images a second are worth reading too; on a CPU only the ratio is.
+turns in one process, so that what else the machine does weighs on both. Goal: at most 1.10 of
+the bare step's time. On a GPU the study's four backbones are taken, in the precision that a sweep
+would choose, and images a second are worth reading too; on a CPU only the ratio is.
 """
 
 from __future__ import annotations

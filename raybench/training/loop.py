@@ -27,9 +27,6 @@ from raybench.training.state import Epoch, State, digest
 from raybench.training.step import PLAIN, Arithmetic, Stepper
 from raybench.training.task import Network, Task
 
-_LOOK = 64
-"""Steps on a GPU after which the loss is looked at: looking waits for all that is under way."""
-
 
 class DivergedError(RaybenchError):
     """The loss is no longer a number."""
@@ -191,7 +188,7 @@ class Trainer:
         self._train_mode()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         score_sum = torch.zeros_like(loss_sum)
-        look = _LOOK if self.device.type == "cuda" else 1
+        look = looks_after(self.device)
         balanced = self.recipe.balance == "sampler"
         parts = batches(train, int(self.recipe.batch_size), generator, balanced)
         for step, (pixels, wanted) in enumerate(on_device(parts, self.device), 1):
@@ -250,6 +247,11 @@ class Trainer:
             best=best,
             passes=self._steps.state(),
         )
+
+
+def looks_after(device: torch.device) -> int:
+    """Steps after which the loss is looked at: on a GPU that waits for all that is under way."""
+    return 64 if device.type == "cuda" else 1
 
 
 def _check_finite(loss: float, epoch: int) -> None:
