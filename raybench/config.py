@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raybench.config_errors import problems_of
+from raybench.config_goal import Search
 from raybench.config_overrides import override
 from raybench.config_search import search_problems
 from raybench.data import CheXlocalize, DatasetSettings, Folder
@@ -33,7 +34,8 @@ from raybench.explain import (
 from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Settings, settled, values_of
 from raybench.storage import Storage
-from raybench.training.recipe import PreprocessDomains, Recipe, Search, Training
+from raybench.training.recipe import PreprocessDomains, Recipe
+from raybench.training.settings import Training
 
 
 class Explain(Settings):
@@ -191,7 +193,9 @@ class SweepConfig(Settings):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that name what is computed; where it runs does not enter."""
-        raw = self.model_dump(mode="json", exclude={"output", "execution", "tracking"})
+        where: dict[str, Any] = dict.fromkeys(("output", "execution", "tracking"), True)
+        where["training"] = {"cache", "cache_gb"}
+        raw = self.model_dump(mode="json", exclude=where)
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
 
     def located(self) -> SweepConfig:
@@ -206,6 +210,11 @@ class SweepConfig(Settings):
             for r in self.backbones
         )
         return self.model_copy(update={"data": data, "backbones": recipes})
+
+    @property
+    def image_cache(self) -> str:
+        """Local folder of the decoded images."""
+        return Storage(self.training.cache or f"{self.output.rstrip('/')}/cache").path()
 
     @property
     def run_folder(self) -> str:

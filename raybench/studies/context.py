@@ -59,6 +59,7 @@ class Context:
         records: all usable images, as the scan left them.
         explained: by split (Val, Test), the images with infection that are explained.
         other: the data set that these are of, where it is not the classifiers'.
+        data_digest: `Scan.digest` of the classifiers' data set.
     """
 
     config: SweepConfig
@@ -67,6 +68,7 @@ class Context:
     records: tuple[XrayRecord, ...]
     explained: dict[Split, tuple[XrayRecord, ...]]
     other: Explained | None = None
+    data_digest: str = ""
 
     @property
     def source(self) -> Dataset:

@@ -138,6 +138,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         total = sum(counts.values())
         yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
     yield f"Training: {plan.n_trials} trials, {config.search.trials_per_backbone} a backbone"
+    yield from _budget_lines(config)
     for recipe in config.recipes:
         phases = ", ".join(
             f"{' or '.join(map(str, values_of(p.unfreeze)))} {p.epochs}" for p in recipe.phases
@@ -145,6 +146,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
+    yield from _cache_lines(plan)
     yield from _explain_lines(plan)
     yield from _search_lines(plan)
     yield f"Files, below {config.run_folder}/"
@@ -153,6 +155,34 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({plan.n_trials} files),"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     yield f"  parts/ (predictions and attribution maps), {tracked}"
+
+
+def _budget_lines(config: SweepConfig) -> Iterator[str]:
+    search = config.search
+    limits = [
+        f"{limit:g} {words}"
+        for limit, words in ((search.hours, "hours"), (search.gpu_hours, "GPU hours"))
+        if limit is not None
+    ]
+    if limits:
+        yield f"  at most, and ending wherever the trials are: {', '.join(limits)}"
+    if search.localisation is not None:
+        goal = search.localisation
+        n = "all" if goal.n_images is None else f"{goal.n_images:,}"
+        yield f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n} Val images"
+
+
+def _cache_lines(plan: Plan) -> Iterator[str]:
+    config = plan.config
+    if config.training.cache_gb == 0:
+        return
+    n = sum(sum(plan.images[split].values()) for split in ("Train", "Val"))
+    sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
+    each = " or ".join(f"{n * pixels / 1e9:.2f} GB" for pixels in sizes)
+    yield (
+        f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
+        f"{config.training.cache_gb:g} GB in all"
+    )
 
 
 def _explain_lines(plan: Plan) -> Iterator[str]:

@@ -118,7 +118,8 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
         limits,
         usable.with_infection,
     )
-    return Context(config, run, dataset, found.trained.records, explained, inner)
+    trained = found.trained
+    return Context(config, run, dataset, trained.records, explained, inner, trained.digest)
 
 
 def _compute(context: Context, resume: bool) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from raybench.errors import RaybenchError
+from raybench.config import SweepConfig
+from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
 from raybench.studies.context import Context, progress_bar
+from raybench.studies.goal import LocalisationJudge
+from raybench.training.cache import ImageCache
 from raybench.training.recipe import Recipe
 from raybench.training.space import hyperparameters
+from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
-from raybench.training.tune import TrialJob, TrialResult, search
+from raybench.training.trial import SECOND, TrialJob
+from raybench.training.tune import TrialResult, search
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,13 @@ class _Listener:
         last = self._last.get(trial_id, {})
         if all(last.get(name) == value for name, value in epoch.items()):
             return  # a trial that goes on says once more where it stood
+        if "micro_batch" in epoch and "micro_batch" not in last:
+            self._events.append(
+                "warning",
+                message=f"{trial_id} {recipe.name}: memory was out with batches of "
+                f"{recipe.batch_size}; it goes on in passes of {epoch['micro_batch']} images, "
+                "whose gradients are added up",
+            )
         self._last[trial_id] = epoch
         self._events.append("epoch", trial_id=trial_id, backbone=recipe.name, **epoch)
         self._bar.set_postfix_str(
@@ -88,6 +100,7 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         run.storage.remove("tune")  # a kill may have come between the end and this
         return run.read("trials")
     run.claim("tune")
+    goal = config.search.localisation
     job = TrialJob(
         dataset=context.dataset,
         train=context.of("Train"),
@@ -96,8 +109,19 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         task=Classify(context.dataset.classes),
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
+        arithmetic=Arithmetic(config.training.precision, config.training.compile),
+        cache=_cache(config),
+        data_digest=context.data_digest,
+        judge=None if goal is None else LocalisationJudge.of(context, goal),
     )
     gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
+    if config.search.gpu_hours is not None and not gpus:
+        raise ConfigError(
+            [
+                "search.gpu_hours: trials hold no GPU here; set search.hours, or "
+                "training.gpus_per_trial"
+            ]
+        )
     listener = _Listener(context)
     with context.stage("training"):
         try:
@@ -111,6 +135,11 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         _keep(context, results)
     run.storage.remove("tune")
     return run.read("trials")
+
+
+def _cache(config: SweepConfig) -> ImageCache | None:
+    limit = int(config.training.cache_gb * 1e9)
+    return ImageCache(Path(config.image_cache), limit) if limit else None
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:
@@ -132,6 +161,8 @@ def _keep(context: Context, results: list[TrialResult]) -> None:
             "has_checkpoint": result.checkpoint is not None,
             "error": result.error,
         }
+        if context.config.search.localisation is not None:
+            row[SECOND] = result.localisation
         rows.append(row | hyperparameters(result.recipe))
         if result.error:  # why it failed; that it did, its own end has said
             run.events.append(

@@ -20,9 +20,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from raybench.errors import RaybenchError
 from raybench.models.checkpoint import Card
-from raybench.training.batches import Images, augmenter, batches
+from raybench.training.balance import Weighable, check_balance, class_weights
+from raybench.training.batches import Images, augmenter, batches, on_device
 from raybench.training.recipe import Phase, Recipe
 from raybench.training.state import Epoch, State, digest
+from raybench.training.step import PLAIN, Arithmetic, Stepper
 from raybench.training.task import Network, Task
 
 
@@ -40,17 +42,28 @@ class Trainer:
         card: goes into the kept checkpoint, with the figures of its epoch.
         seed: fixes order, augmentation and dropout.
         device: where it trains.
+        arithmetic: precision and compilation of its passes.
+
+    Raises:
+        ModelError: the recipe balances classes and the task has none, or nothing can be compiled.
     """
 
     def __init__(
-        self, task: Task, network: Network, recipe: Recipe, card: Card, seed: int, device: str
+        self,
+        task: Task,
+        network: Network,
+        recipe: Recipe,
+        card: Card,
+        seed: int,
+        device: str,
+        arithmetic: Arithmetic = PLAIN,
     ) -> None:
+        check_balance(task, recipe)
         self.device = torch.device(device)
         self.net = network.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.task, self.recipe, self.card, self.seed = task, recipe, card, seed
         self._trains = network.trains
-        self._mean = torch.tensor(network.mean, device=self.device).view(1, 3, 1, 1) * 255.0
-        self._std = torch.tensor(network.std, device=self.device).view(1, 3, 1, 1) * 255.0
+        self._steps = Stepper(task, network, recipe, self.device, arithmetic)
 
     def fit(
         self,
@@ -66,9 +79,11 @@ class Trainer:
 
         Raises:
             DivergedError: the loss became NaN or infinite.
+            ModelError: memory is out with a single image.
         """
         if state is not None:
             self.net.load_state_dict(state.net)
+            self._steps.load_state(state.passes)
         first = 0
         for number, phase in enumerate(self.recipe.phases):
             last = first + phase.epochs
@@ -89,7 +104,7 @@ class Trainer:
         report: Callable[[Epoch, State], None],
         state: State | None,
     ) -> State:
-        optimizer, plateau = self._set_up(phase)
+        optimizer, plateau = self.set_up(phase, train)
         start = first
         if state is not None and state.next_epoch > first:
             start = state.next_epoch
@@ -105,7 +120,11 @@ class Trainer:
         assert state is not None
         return state
 
-    def _set_up(self, phase: Phase) -> tuple[Optimizer, ReduceLROnPlateau | None]:
+    def set_up(self, phase: Phase, train: Images) -> tuple[Optimizer, ReduceLROnPlateau | None]:
+        """Freeze all but what a phase trains; its optimiser, and its plateau where there is one."""
+        if self.recipe.balance == "class_weights" and isinstance(self.task, Weighable):
+            weights = class_weights(train.targets, len(self.task.classes))
+            self._steps.weights = weights.to(self.device)
         names = set(self._trains(phase.unfreeze))
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(name in names)
@@ -116,8 +135,12 @@ class Trainer:
             "sgd": partial(torch.optim.SGD, momentum=0.9),
         }
         optimizer: Optimizer = kinds[self.recipe.optimizer](
-            parameters, lr=phase.lr, weight_decay=self.recipe.weight_decay
+            parameters,
+            lr=phase.lr,
+            weight_decay=self.recipe.weight_decay,
+            fused=True if self.device.type == "cuda" else None,
         )
+        self._steps.begin_phase()
         settings = self.recipe.plateau
         plateau = (
             ReduceLROnPlateau(optimizer, factor=settings.factor, patience=settings.patience)
@@ -138,7 +161,7 @@ class Trainer:
         started = time.perf_counter()
         rate = float(optimizer.param_groups[0]["lr"])
         torch.manual_seed(self.seed * 1_000_003 + epoch)
-        train_loss, train_score = self._train(epoch, optimizer, train)
+        train_loss, train_score = self.train_epoch(epoch, optimizer, train)
         val_loss, val_score = self.evaluate(val)
         _check_finite(val_loss, epoch)
         return Epoch(
@@ -154,25 +177,30 @@ class Trainer:
             score=self.task.score,
         )
 
-    def _train(self, epoch: int, optimizer: Optimizer, train: Images) -> tuple[float, float]:
+    def train_epoch(self, epoch: int, optimizer: Optimizer, train: Images) -> tuple[float, float]:
+        """One epoch of steps: the mean loss that was minimised, and the mean score.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         augment = augmenter(self.recipe.augmentation, generator)
         self._train_mode()
-        loss_sum, score_sum = 0.0, 0.0
-        for pixels, wanted in batches(train, int(self.recipe.batch_size), generator):
-            moved, targets = augment(
-                pixels.to(self.device).float().unsqueeze(1), wanted.to(self.device)
-            )
-            outputs = self.net(self._normalise(moved))
-            loss = self.task.loss(outputs, targets, self.recipe)
-            value = float(loss.detach())
-            _check_finite(value, epoch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss_sum += value * len(targets)
-            score_sum += float(self.task.hits(outputs.detach(), targets).sum())
-        return loss_sum / len(train), score_sum / len(train)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        score_sum = torch.zeros_like(loss_sum)
+        look = looks_after(self.device)
+        balanced = self.recipe.balance == "sampler"
+        parts = batches(train, int(self.recipe.batch_size), generator, balanced)
+        for step, (pixels, wanted) in enumerate(on_device(parts, self.device), 1):
+            moved, targets = augment(pixels, wanted)
+            loss, score = self._steps.train(optimizer, moved, targets)
+            loss_sum += loss.double() * len(targets)
+            score_sum += score
+            if step % look == 0:
+                _check_finite(float(loss_sum), epoch)
+        # What is no number stays none in a sum.
+        _check_finite(float(loss_sum), epoch)
+        return float(loss_sum) / len(train), float(score_sum) / len(train)
 
     def _train_mode(self) -> None:
         """Training mode, but frozen BatchNorm layers keep their statistics."""
@@ -183,22 +211,10 @@ class Trainer:
             ):
                 module.eval()
 
-    def evaluate(self, images: Images, batch_size: int = 32) -> tuple[float, float]:
+    def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean plain loss and score, without augmentation."""
         self.net.eval()
-        loss_sum, score_sum = 0.0, 0.0
-        with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                pixels = images.pixels[start : start + batch_size].to(self.device)
-                targets = images.targets[start : start + batch_size].to(self.device)
-                outputs = self.net(self._normalise(pixels.float().unsqueeze(1)))
-                loss_sum += float(self.task.loss(outputs, targets, None)) * len(targets)
-                score_sum += float(self.task.hits(outputs, targets).sum())
-        return loss_sum / len(images), score_sum / len(images)
-
-    def _normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        scaled = (batch.expand(-1, 3, -1, -1) - self._mean) / self._std
-        return scaled.contiguous(memory_format=torch.channels_last)
+        return self._steps.evaluate(images.pixels, images.targets)
 
     def _state(
         self,
@@ -229,7 +245,13 @@ class Trainer:
             best_score=best_score,
             best_loss=best_loss,
             best=best,
+            passes=self._steps.state(),
         )
+
+
+def looks_after(device: torch.device) -> int:
+    """Steps after which the loss is looked at: on a GPU that waits for all that is under way."""
+    return 64 if device.type == "cuda" else 1
 
 
 def _check_finite(loss: float, epoch: int) -> None:

@@ -34,6 +34,8 @@ Unfreeze = Annotated[
     Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)], WrapValidator(_depth)
 ]
 
+Balance = Literal["none", "class_weights", "sampler"]
+
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -97,6 +99,11 @@ class Recipe(Settings):
     weight_decay: domain_of(NonNegativeFloat) = Field(0.0, description="of the optimiser")  # type: ignore[valid-type]
     label_smoothing: domain_of(Fraction) = Field(0.0, description="of the cross-entropy")  # type: ignore[valid-type]
     dropout: domain_of(Fraction) = Field(0.0, description="before the classifier's last layer")  # type: ignore[valid-type]
+    balance: domain_of(Balance) = Field(  # type: ignore[valid-type]
+        "none",
+        description="classes of unequal size: class_weights in the training loss, or a sampler "
+        "that draws each class as often, with replacement",
+    )
     plateau: Plateau | None = Field(None, description="fall of the rate on a plateau; null: none")
     phases: tuple[Phase, ...] = Field(min_length=1, description="in the order they are trained")
     preprocess: PreprocessDomains | None = Field(  # type: ignore[valid-type]
@@ -167,31 +174,3 @@ class Recipe(Settings):
     def n_epochs(self) -> int:
         """Epochs over all phases."""
         return sum(phase.epochs for phase in self.phases)
-
-
-class Training(Settings):
-    """What holds for every trial."""
-
-    augment: AugmentDomains = Field(  # type: ignore[valid-type]
-        AugmentDomains(), description="random changes of the training images"
-    )
-    cpus_per_trial: int = Field(1, ge=1, description="cores of each trial")
-    gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of each trial, fractions too; null: one where there is one"
-    )
-
-
-class Search(Settings):
-    """Optuna (TPE) proposes, Ray Tune runs."""
-
-    trials_per_backbone: int = Field(1, ge=1, description="the same number for every backbone")
-    scheduler: Literal["asha", "none"] = Field(
-        "none",
-        description="asha stops trials early that lag behind others of their backbone; none "
-        "trains all to the end",
-    )
-    grace_epochs: int = Field(2, ge=1, description="epochs before asha may stop a trial")
-    max_concurrent: int | None = Field(
-        None, ge=1, description="trials side by side; null: as many as fit; 1 makes a seed fix all"
-    )
-    n_startup: int = Field(4, ge=1, description="random proposals before TPE learns from them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class State:
         recipe: digest of the recipe it belongs to.
         epoch: figures of the epoch it stands after.
         best: the checkpoint kept so far, as safetensors.
+        passes: `Stepper.state`: pieces of a batch and the scale of float16's gradients.
     """
 
     recipe: str
@@ -88,6 +89,7 @@ class State:
     best_score: float
     best_loss: float
     best: bytes
+    passes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def next_epoch(self) -> int:

@@ -37,7 +37,9 @@ class Network:
 class Task(Protocol):
     """One kind of training: the loop is the same for all, this is what differs.
 
-    Instances are pickled to the workers.
+    Instances are pickled to the workers, and their `repr` names what targets they make: decoded
+    ones are kept under it (a frozen dataclass does both). One whose targets are classes that can be
+    balanced is a `Weighable` too.
     """
 
     @property
@@ -93,6 +95,16 @@ class Classify:
         """Mean cross-entropy in nats, with the recipe's label smoothing."""
         smoothing = float(recipe.label_smoothing) if recipe is not None else 0.0
         return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+
+    def weighted_loss(
+        self, outputs: torch.Tensor, targets: torch.Tensor, recipe: Recipe, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Weighable`: a sum over the batch by its images, and not by their weights."""
+        smoothing = float(recipe.label_smoothing)
+        each = functional.cross_entropy(
+            outputs, targets, label_smoothing=smoothing, reduction="none"
+        )
+        return (each * weights[targets]).mean()
 
     def hits(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """1 where the class of the highest logit is the right one, else 0."""

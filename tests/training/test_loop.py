@@ -132,7 +132,7 @@ def test_each_epoch_has_an_order_and_changes_of_its_own(
     orders: list[list[int]] = []
 
     def recorded(
-        images: Images, batch_size: int, generator: torch.Generator
+        images: Images, batch_size: int, generator: torch.Generator, balanced: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         orders.append(torch.randperm(13, generator=generator).tolist())
         return [(images.pixels, images.targets)]
