@@ -11,6 +11,7 @@ import pandas as pd
 
 from raybench.errors import RaybenchError
 from raybench.executor import room_for
+from raybench.studies.cards import checkpoint_name, write_card
 from raybench.studies.context import Context, progress_bar
 from raybench.training.recipe import Recipe
 from raybench.training.space import hyperparameters
@@ -114,14 +115,15 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:
-    """Copy the checkpoints into the run folder, then write all rows at once."""
+    """Copy the checkpoints into the run folder with their cards, then write all rows at once."""
     run, rows = context.run, []
     if len(run.read("trials")):
         return
     for result in results:
         if result.checkpoint is not None:
-            name = f"checkpoints/{result.trial_id}.safetensors"
-            run.storage.write(name, result.checkpoint.read_bytes())
+            data = result.checkpoint.read_bytes()
+            run.storage.write(checkpoint_name(result.trial_id), data)
+            write_card(context, result.trial_id, data, result.recipe)
         if result.error:
             log.warning("trial %s failed: %s", result.trial_id, result.error)
         row: dict[str, Any] = {
