@@ -26,7 +26,7 @@ def misfit(expected: Tensors, found: Tensors, head: Sequence[str]) -> str | None
         that can be told: all names begin alike, or the head is one for another number of classes.
     """
     missing = [n for n in expected if n not in found and not n.endswith(_COUNTER)]
-    unexpected = [n for n in found if n not in expected]
+    unexpected = sorted(n for n in found if n not in expected and not n.endswith(_COUNTER))
     other = [n for n in expected if n in found and expected[n].shape != found[n].shape]
     shapes = [f"{n}: expected {_shape(expected[n])}, found {_shape(found[n])}" for n in other]
     said = [
