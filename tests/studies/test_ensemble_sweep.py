@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,14 @@ def config_of(tmp_path: Path, output: str, **more: Any) -> SweepConfig:
                 {"name": "whole_lung"},
             ],
         },
-        "explainer_search": {"n_trials": 2, "sampler": "random"},
+        "explainer_search": {
+            "n_trials": 2,
+            "sampler": "random",
+            "explainers": {"lime": {"surrogate.alpha": {"low": 0.1, "high": 10}}},
+        },
         "ensemble": {},
         "execution": {"mode": "local"},
-        "tracking": {"live": False, "uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        "tracking": {"live": False},
         **more,
     }
     return SweepConfig.model_validate(raw)
@@ -86,8 +91,10 @@ def trained(job: TrialJob, number: int, preprocess: Mapping[str, Any]) -> bytes:
     return save_checkpoint(net, card)
 
 
-def stand_in(patch: pytest.MonkeyPatch, failing: tuple[int, ...] = (), odd: int = -1) -> None:
-    """In place of Ray Tune: four trials; some fail, one saw other images."""
+def stand_in(
+    patch: pytest.MonkeyPatch, failing: tuple[int, ...] = (), odd: int = -1, draws: bool = False
+) -> None:
+    """In place of Ray Tune: four trials; some fail, one saw other images. MLflow is left alone."""
 
     def search(job: TrialJob, _: Any, gpus: float, folder: Path, *__: Any) -> list[TrialResult]:
         found = []
@@ -105,6 +112,10 @@ def stand_in(patch: pytest.MonkeyPatch, failing: tuple[int, ...] = (), odd: int 
 
     patch.setattr(train_stage, "search", search)
     patch.setattr(train_stage, "room_for", lambda *_: (0.0, 1))
+    project = SimpleNamespace(close=lambda final: None)
+    patch.setattr("raybench.studies.sweep_study.LiveProjection", lambda *_: project)
+    if not draws:
+        patch.setattr("raybench.studies.sweep_study.draw", lambda *_: None)
     # The weights file is a name in a recipe; nothing is built from it.
     patch.setattr("raybench.studies.checks.build", lambda *_: None)
 
@@ -120,7 +131,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepConfig, str]:
     """A finished sweep, and what it said."""
     config = config_of(tmp_path_factory.mktemp("whole"), "runs")
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
+        stand_in(patch, draws=True)
         return config, run(config)
 
 
