@@ -268,7 +268,7 @@ def test_the_lines_of_the_readme_load_a_checkpoint_with_timm_alone(
         for block in readme.split("```python\n")[1:]
         if "checkpoint_path" in block.partition("```")[0]
     ]
-    assert len(lines.splitlines()) == 3
+    assert len([line for line in lines.splitlines() if line]) == 3
     assert "raybench" not in lines
     net = grown("test_efficientnet")
     folder = tmp_path / "runs" / "quickstart" / "checkpoints"
