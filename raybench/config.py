@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from raybench.config_ensemble import Ensemble
 from raybench.config_errors import problems_of
 from raybench.config_goal import Search
 from raybench.config_overrides import override
@@ -109,6 +110,9 @@ class SweepConfig(Settings):
     explainer_search: ExplainerSearch | None = Field(
         None, description="whether the explainers' settings are searched on Val; null: no"
     )
+    ensemble: Ensemble | None = Field(
+        None, description="the mean of several trials as one more classifier; null: none"
+    )
     execution: Execution = Field(Execution(), description="where explaining runs")
     tracking: Tracking = Field(Tracking(), description="where figures are projected to")
 
@@ -148,6 +152,16 @@ class SweepConfig(Settings):
             if problems:
                 raise ValueError("\n".join(problems))
         return search
+
+    @field_validator("ensemble")
+    @classmethod
+    def _members(cls, ensemble: Ensemble | None, info: ValidationInfo) -> Ensemble | None:
+        recipes, search = info.data.get("backbones"), info.data.get("search")
+        if ensemble is not None and recipes is not None and search is not None:
+            problem = ensemble.problem(len(recipes), search.trials_per_backbone)
+            if problem is not None:
+                raise ValueError(problem)
+        return ensemble
 
     @model_validator(mode="after")
     def _lungs(self) -> Self:

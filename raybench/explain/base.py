@@ -53,6 +53,10 @@ class Explainer(Settings):
 
     uses_model: ClassVar[bool] = True
 
+    looks_inside: ClassVar[bool] = False
+    """Whether it reads one network's layers or gradients, and not its answers alone: then it cannot
+    explain an ensemble."""
+
     @field_validator("median_filter")
     @classmethod
     def _odd(cls, side: int) -> int:

@@ -37,6 +37,7 @@ class Cam(Explainer):
     """The library's name of the class."""
 
     needs_gradient: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = True
 
     def n_forward_planned(self) -> int:
         """One forward pass an image (and one backward pass, where gradients enter)."""

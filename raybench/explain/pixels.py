@@ -58,6 +58,8 @@ class PixelAttribution(Explainer):
         "blur": Choice(choices=(0.0, 0.01, 0.02, 0.05, 0.1))
     }
 
+    looks_inside: ClassVar[bool] = True
+
     absolute: bool = Field(False, description="the size of each pixel's value without its sign")
     blur: float = Field(
         0.0,

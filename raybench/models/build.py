@@ -13,6 +13,7 @@ from torch import nn
 
 from raybench.errors import ModelError
 from raybench.models.backbones import Backbone, backbone
+from raybench.models.misfit import misfit
 
 _UNFIT = (
     RuntimeError,
@@ -50,10 +51,33 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
     try:
         return _fresh_head(_from_file(facts, options, weights), facts)
     except _UNFIT as error:
+        why = _misfit(facts, options, weights) or brief(error)
         raise ModelError(
-            f"{name}: {weights} does not fit ({brief(error)}); give weights made for "
-            f"{facts.timm_name}"
+            f"{name}: {weights} does not fit ({why}); give weights made for {facts.timm_name}"
         ) from error
+
+
+def _misfit(facts: Backbone, options: dict[str, Any], weights: str) -> str | None:
+    """Which of a file's tensors do not fit, by the names that they have there.
+
+    The head is left out: it is drawn anew, whatever the file holds of it.
+
+    Returns:
+        None where the file holds no tensors, or none that do not fit.
+    """
+    try:
+        found = timm.models.load_state_dict(weights, weights_only=True)
+        held = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    except _UNFIT:
+        return None
+    with torch.device("meta"):
+        net = _module(timm.create_model(facts.timm_name, pretrained=False, **options))
+    head = tuple(f"{h}." for h in facts.head)
+    body, others = (
+        {name: value for name, value in tensors.items() if not name.startswith(head)}
+        for tensors in (net.state_dict(), held)
+    )
+    return misfit(body, others, facts.head) if held else None
 
 
 def _from_file(facts: Backbone, options: dict[str, Any], weights: str) -> nn.Module:
@@ -76,7 +100,7 @@ def _from_file(facts: Backbone, options: dict[str, Any], weights: str) -> nn.Mod
     ]
     missing = [name for name, parameter in body if torch.equal(parameter, before[name])]
     if missing:
-        raise ValueError(f"it lacks {len(missing)} of {len(body)} weights: {missing[0]}, ...")
+        raise ValueError(f"it lacks {len(missing)} of {len(body)} weights, {missing[0]} first")
     return net
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raybench.errors import ModelError
+from raybench.models import ensemble
 from raybench.models.backbones import backbone
 from raybench.models.checkpoint import load_checkpoint
+from raybench.models.embedding import feature_reader
 from raybench.models.forward import Compose, evaluating, in_batches, make_forward, settle
 from raybench.models.inputs import Inputs
 from raybench.models.perturbed import check_perturbed, check_pixels
@@ -76,17 +76,20 @@ class Classifier:
         runtime: Runtime = EAGER,
         where: str = "checkpoint",
     ) -> Classifier:
-        """Load a checkpoint; channels-last, which CPUs and GPUs convolve fastest."""
+        """Load a checkpoint; channels-last, which CPUs and GPUs convolve fastest.
+
+        An ensemble has no layer of its own that class activation maps could read.
+        """
         net, card = load_checkpoint(data, where)
-        facts = backbone(card.backbone)
+        facts = None if card.members else backbone(card.backbone)
         net = net.to(memory_format=torch.channels_last)
         return cls(
             net,
             card.input_size,
-            facts.mean,
-            facts.std,
+            ensemble.MEAN if facts is None else facts.mean,
+            ensemble.STD if facts is None else facts.std,
             card.classes,
-            facts.cam_layer,
+            None if facts is None else facts.cam_layer,
             device,
             runtime,
             hashlib.sha256(data).hexdigest(),
@@ -211,6 +214,9 @@ class Classifier:
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network's own features, before its classifier, float32 `[N, d]`.
 
+        An ensemble's are those of its members, each of length 1, side by side: the cosine of two
+        images' features is the mean of what the members say.
+
         Args:
             images: as for `predict`.
 
@@ -218,17 +224,7 @@ class Classifier:
             ModelError: the network is not one of timm's, which say where their classifier begins;
                 or memory is out with a single image a pass.
         """
-        net: Any = self.net
-        if not (hasattr(net, "forward_features") and hasattr(net, "forward_head")):
-            raise ModelError(
-                f"expected a network with timm's forward_features and forward_head to read "
-                f"features from, found {type(net).__name__}; take `embedding: pixels`"
-            )
-
-        def features(batch: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = net.forward_head(net.forward_features(batch), pre_logits=True)
-            return found.flatten(1)
-
+        features = feature_reader(self.net)
         with evaluating(self.net), torch.inference_mode():
             size = self.batch_size
             found, _ = in_batches(

@@ -14,6 +14,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from raybench.models.ensemble import Ensemble
+
 
 class _Tracer(fx.Tracer):
     """timm's convolutions, normalisations and pooling are looked at as a whole."""
@@ -26,11 +28,15 @@ class _Tracer(fx.Tracer):
 def fold(net: nn.Module) -> nn.Module | None:
     """A copy with every batch normalisation folded that stands right behind a convolution.
 
+    Of an ensemble each member is folded that can be.
+
     Returns:
         The copy, in evaluation mode, which does not follow later changes of `net`; None where
         there is nothing to fold, or the network cannot be traced (its way through depends on what
         it is shown).
     """
+    if isinstance(net, Ensemble):
+        return _fold_members(net)
     plain = copy.deepcopy(net).eval()
     try:
         traced = fx.GraphModule(plain, _Tracer().trace(plain))
@@ -42,6 +48,15 @@ def fold(net: nn.Module) -> nn.Module | None:
         return None
     folded: nn.Module = traced.to(memory_format=torch.channels_last)
     return folded
+
+
+def _fold_members(ensemble: Ensemble) -> nn.Module | None:
+    other = copy.deepcopy(ensemble).eval()
+    folded = {member: fold(member.net) for member in other}
+    for member, net in folded.items():
+        if net is not None:
+            member.net = net
+    return other if any(net is not None for net in folded.values()) else None
 
 
 def _fold_one(traced: fx.GraphModule, node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from raybench.data.across import Explained
 from raybench.data.preprocess import Preprocess
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
+from raybench.models.checkpoint import ENSEMBLE
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Dataset, Split, XrayRecord
@@ -49,6 +50,11 @@ Winners = Mapping[str, Sequence[Tuned]]
 def winners_for(winners: Winners, trial_id: str) -> list[Tuned]:
     """Those that a trial's maps are scored by: its own, and those that ask no model."""
     return [*winners.get(trial_id, ()), *winners.get(NO_TRIAL, ())]
+
+
+def explains(explainer: Explainer, trial_id: str) -> bool:
+    """Whether an explainer can explain a trial's model: an ensemble has no layers of its own."""
+    return trial_id != ENSEMBLE or not explainer.looks_inside
 
 
 @dataclass(frozen=True)

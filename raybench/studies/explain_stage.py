@@ -11,7 +11,7 @@ import pandas as pd
 from raybench.errors import RaybenchError
 from raybench.executor import Job, Outcome, Pool, message, run_jobs
 from raybench.explain import Explainer, Lime
-from raybench.studies.context import Context, Winners, progress_bar
+from raybench.studies.context import Context, Winners, explains, progress_bar
 from raybench.studies.material import Material
 from raybench.studies.precision import model_keys
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
@@ -43,8 +43,8 @@ def items(
 
     Args:
         trials: all trials with a checkpoint.
-        full: those that every explainer explains on Val and Test; the others get the cheap
-            explainers on Val.
+        full: those that every explainer explains on Val and Test (the ensemble: that can); the
+            others get the cheap explainers on Val.
         winners: of the search over settings, which explain Val and Test with their own trial.
     """
     explainers = context.config.explain.explainers
@@ -57,7 +57,8 @@ def items(
     for trial_id in trials:
         splits: tuple[Split, ...] = both if trial_id in full else ("Val",)
         for explainer in explainers:
-            if explainer.uses_model and (explainer.is_cheap or trial_id in full):
+            asked = explainer.uses_model and (explainer.is_cheap or trial_id in full)
+            if asked and explains(explainer, trial_id):
                 yield from _of_splits(context, trial_id, explainer, splits)
         for winner in winners.get(trial_id, ()):
             yield from _of_splits(context, trial_id, winner.explainer, both)

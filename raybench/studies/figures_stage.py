@@ -27,7 +27,8 @@ from raybench.report.figures import (
 from raybench.report.infection_map import infection_map, superpixel_map
 from raybench.report.trials_front import trials_front
 from raybench.scoring.classification import confusion, reliability
-from raybench.studies.context import Context, Winners
+from raybench.studies.context import Context, Winners, explains
+from raybench.studies.ensemble_stage import shown
 from raybench.studies.judge_stage import predictions_of
 from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
 from raybench.types import Gray
@@ -68,11 +69,15 @@ def draw(
         searched = run.read_csv("explainer_search.csv")
         if len(searched):
             run.write_figure("pareto.png", png(pareto(searched)))
-        for trial in judged[judged.best].to_dict("records"):
+        for trial in shown(judged).to_dict("records"):
             _classification(context, trial)
             if context.config.explain.panels:
                 figure = _panel(context, trial, scores)
                 run.write_figure(f"infection_maps_{trial['trial_id']}.png", png(figure))
+
+
+def _explainers(context: Context, trial_id: str) -> list[Explainer]:
+    return [e for e in context.config.explain.explainers if explains(e, trial_id)]
 
 
 def _epochs(context: Context) -> pd.DataFrame:
@@ -116,7 +121,7 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
         xray = context.source.load(record)
         image = context.preprocess_of(trial_id).apply(xray)
         cells: list[PanelCell] = []
-        for explainer in context.config.explain.explainers:
+        for explainer in _explainers(context, trial_id):
             cells += _cells(maps, trial_id, explainer, record.image_id, image, scores)
         name = record.image_id.rsplit("/", 1)[-1]
         rows.append(PanelRow(name, image, xray.lung_mask, xray.infection_mask, tuple(cells)))
@@ -154,7 +159,7 @@ def _cells(
 def _rows(context: Context, trial_id: str, image_ids: Sequence[str]) -> _Maps:
     """The maps of some images by every explainer, by explainer and image."""
     found: _Maps = {}
-    for explainer in context.config.explain.explainers:
+    for explainer in _explainers(context, trial_id):
         table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
         for row in last_rows(context.run, table):
             if row["image_id"] in image_ids:

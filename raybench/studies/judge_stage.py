@@ -15,9 +15,12 @@ from raybench.data.patients import patient_groups
 from raybench.data.preprocess import resize_gray
 from raybench.errors import ExecutionError
 from raybench.executor import Job, Pool, run_jobs
+from raybench.models.checkpoint import ENSEMBLE
 from raybench.models.predict import Batch, Predict
 from raybench.scoring.classification import classification_intervals, classification_scores
+from raybench.studies.cards import add_scores
 from raybench.studies.context import Context, progress_bar
+from raybench.studies.ensemble_stage import with_ensemble
 from raybench.studies.goal import within_one_error
 from raybench.training.trial import SECOND
 from raybench.types import Dataset, Split, XrayRecord
@@ -178,7 +181,8 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
     """Predict Val for all, choose on Val, and only then predict Test for the chosen.
 
     Returns:
-        `trials` with their scores and a column `best`, and the ids that are fully explained.
+        `trials` with their scores and a column `best`, and the ids that are fully explained. The
+        ensemble is one of both where there is one, and never the best.
     """
     sizes = input_sizes(trials)
     with context.stage("judging"):
@@ -186,15 +190,21 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
         val = scores_by_trial(context, "Val")
         best = choose_best(trials, val, len(context.of("Val")))
         chosen = sorted(sizes) if context.config.explain.trials == "all" else best
+        trials = with_ensemble(context, trials, val, best)
+        sizes = input_sizes(trials)
+        extra = [ENSEMBLE] if ENSEMBLE in sizes else []
+        chosen = [*chosen, *extra]
+        predict(context, pool, [(t, sizes[t]) for t in extra], "Val")
         predict(context, pool, [(t, sizes[t]) for t in chosen], "Test")
         if context.other is not None:
             predict(context, pool, list(sizes.items()), "Val", explained=True)
             predict(context, pool, [(t, sizes[t]) for t in chosen], "Test", explained=True)
-        val = scores_by_trial(context, "Val", best)
-        test = scores_by_trial(context, "Test", best)
+        val = scores_by_trial(context, "Val", [*best, *extra])
+        test = scores_by_trial(context, "Test", [*best, *extra])
     judged = trials.merge(val, on="trial_id", how="left").merge(test, on="trial_id", how="left")
     judged.insert(3, "best", judged.trial_id.isin(best))
     context.run.write_parquet("predictions.parquet", context.run.read("predictions"))
+    add_scores(context, judged)
     return judged, chosen
 
 

@@ -9,8 +9,9 @@ from raybench.config import SweepConfig
 from raybench.explain import Explainer
 from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
+from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
-from raybench.studies.context import explained_images
+from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
 
@@ -40,6 +41,18 @@ class Plan:
         return self.n_trials if everything else len(self.config.backbones)
 
     @property
+    def n_members(self) -> int:
+        """Members of the ensemble, at most; 0 where there is none."""
+        ensemble, search = self.config.ensemble, self.config.search
+        if ensemble is None:
+            return 0
+        return ensemble.n_members(len(self.config.backbones), search.trials_per_backbone)
+
+    def with_ensemble(self, n_models: int, explainer: Explainer) -> int:
+        """So many models, and the ensemble where there is one that an explainer can explain."""
+        return n_models + bool(self.n_members and explains(explainer, ENSEMBLE))
+
+    @property
     def spaces(self) -> list[Space]:
         """What is searched of each explainer; none where nothing is."""
         search = self.config.explainer_search
@@ -50,18 +63,23 @@ class Plan:
     @property
     def n_settings(self) -> int:
         """Settings of explainers that are tried, those without a model once for all models."""
-        search, n_models = self.config.explainer_search, len(self.config.backbones)
+        search, n_best = self.config.explainer_search, len(self.config.backbones)
         n_trials = 0 if search is None else search.n_trials
-        return n_trials * sum(n_models if s.explainer.uses_model else 1 for s in self.spaces)
+        return n_trials * sum(
+            self.with_ensemble(n_best, s.explainer) if s.explainer.uses_model else 1
+            for s in self.spaces
+        )
 
     @property
     def n_forward_search(self) -> int:
         """Forward passes of the search on Val and of its winners on Test, at most."""
-        search, n_models = self.config.explainer_search, len(self.config.backbones)
+        search, n_best = self.config.explainer_search, len(self.config.backbones)
         if search is None:
             return 0
         n_images = search.n_trials * self.explained["Val"] + self.explained["Test"]
-        return n_models * n_images * sum(space.most_passes() for space in self.spaces)
+        return n_images * sum(
+            self.with_ensemble(n_best, s.explainer) * s.most_passes() for s in self.spaces
+        )
 
     @property
     def n_forward_neighbours(self) -> int:
@@ -69,6 +87,7 @@ class Plan:
         own = any(_looks_for_neighbours(e) for e in self.config.explain.explainers)
         searched = any(_looks_for_neighbours(e) for s in self.spaces for e in s.variants())
         n_models = self.n_full if own else len(self.config.backbones) if searched else 0
+        n_models += bool(n_models and self.n_members)
         n_train = sum(self.images["Train"].values())
         return n_models * (n_train + self.explained["Val"] + self.explained["Test"])
 
@@ -82,7 +101,7 @@ class Plan:
         total = 0
         for explainer in self.config.explain.explainers:
             both = self.passes(explainer, "Val") + self.passes(explainer, "Test")
-            total += self.n_full * both
+            total += self.with_ensemble(self.n_full, explainer) * both
             if explainer.is_cheap:
                 total += (self.n_trials - self.n_full) * self.passes(explainer, "Val")
         return total
@@ -97,7 +116,7 @@ class Plan:
                 total += n_both
                 continue
             each = explainer.n_units_planned()
-            total += self.n_full * n_both * each
+            total += self.with_ensemble(self.n_full, explainer) * n_both * each
             if explainer.is_cheap:
                 total += (self.n_trials - self.n_full) * self.explained["Val"] * each
         return total
@@ -149,10 +168,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _cache_lines(plan)
     yield from _explain_lines(plan)
     yield from _search_lines(plan)
+    n_files = plan.n_trials + bool(plan.n_members)
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"
-    yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({plan.n_trials} files),"
+    yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({n_files} files and cards),"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     yield f"  parts/ (predictions and attribution maps), {tracked}"
 
@@ -207,6 +227,7 @@ def _explain_lines(plan: Plan) -> Iterator[str]:
         )
     which = "every trial" if config.explain.trials == "all" else "the best trial of each backbone"
     yield f"  by every explainer: {which} ({plan.n_full} models)"
+    yield from _ensemble_lines(plan)
     if plan.n_trials > plan.n_full:
         yield f"  on Val by the cheap ones: the other {plan.n_trials - plan.n_full} trials"
     yield f"  in all at most {plan.n_forward:,} forward passes in {plan.n_units:,} units of work"
@@ -217,10 +238,31 @@ def _explain_lines(plan: Plan) -> Iterator[str]:
         )
 
 
+def _ensemble_lines(plan: Plan) -> Iterator[str]:
+    """What it is made of, and who cannot explain it."""
+    ensemble = plan.config.ensemble
+    if ensemble is None:
+        return
+    members = "the best trial of each backbone" if ensemble.of == "best" else "all trials"
+    chosen = "" if ensemble.top is None else f"of these the {ensemble.top} best on Val; "
+    yield (
+        f"  and the ensemble: the mean of {members} ({chosen}{plan.n_members} models, so one of "
+        "its passes costs one of each)"
+    )
+    explainers = plan.config.explain.explainers
+    left_out = [e.title for e in explainers if not explains(e, ENSEMBLE)]
+    if left_out:
+        yield (
+            f"  but not the ensemble by {', '.join(left_out)}: they read one network's layers or "
+            "gradients, and it has several"
+        )
+
+
 def _search_lines(plan: Plan) -> Iterator[str]:
-    search, n_models = plan.config.explainer_search, len(plan.config.backbones)
+    search, n_best = plan.config.explainer_search, len(plan.config.backbones)
     if search is None:
         return
+    models = f"{n_best} models{' and the ensemble' if plan.n_members else ''}"
     n_val, n_test = plan.explained["Val"], plan.explained["Test"]
     yield (
         f"Searching settings of the explainers: {search.n_trials:,} of each on {n_val:,} Val "
@@ -232,6 +274,6 @@ def _search_lines(plan: Plan) -> Iterator[str]:
         cost = f"at most {each:,} forward passes an image" if each else "no forward passes"
         yield f"  {space.explainer.title} ({cost}): {looked}"
     yield (
-        f"  in all at most {plan.n_forward_search:,} more forward passes for {n_models} models; "
+        f"  in all at most {plan.n_forward_search:,} more forward passes for {models}; "
         "what any setting asked before is not asked again"
     )

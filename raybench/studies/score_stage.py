@@ -13,7 +13,7 @@ from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.scoring.binarise import binarise, choose_threshold, oriented
 from raybench.scoring.metrics import METRICS, localisation_scores
-from raybench.studies.context import Context, Winners, progress_bar, winners_for
+from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
 from raybench.studies.truths import Truth, load_truths
 from raybench.tracking.maps import NO_TRIAL, last_rows, table_name, values_of
 from raybench.types import Split, Values
@@ -96,7 +96,8 @@ class _Scored:
 
 def _tables(context: Context, winners: Winners, trial_id: str) -> list[_Scored]:
     """What is scored for a trial: every explainer as set, and its winners."""
-    as_set = [_Scored(e, ("fixed", "val"), None) for e in context.config.explain.explainers]
+    explainers = [e for e in context.config.explain.explainers if explains(e, trial_id)]
+    as_set = [_Scored(e, ("fixed", "val"), None) for e in explainers]
     found = winners_for(winners, trial_id)
     return as_set + [_Scored(w.explainer, w.rules, frozenset(w.images)) for w in found]
 
@@ -192,7 +193,7 @@ def _val_maps(
 
 
 def leaderboard(scores: pd.DataFrame, best: Sequence[str]) -> pd.DataFrame:
-    """Means over the Test images of each backbone's best trial, a row an explainer and rule.
+    """Means over the Test images of the best trials and the ensemble, a row an explainer and rule.
 
     Images with an error are counted in `n_errors` and left out; an undefined Hausdorff distance
     (an empty mask) is left out of its mean alone, as in the study, and counted in `n_empty`.

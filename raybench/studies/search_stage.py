@@ -11,7 +11,7 @@ from raybench.executor import Pool
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import Lime
 from raybench.explain.spaces import ExplainerSearch, Space
-from raybench.studies.context import Context, Tuned, Winners, progress_bar
+from raybench.studies.context import Context, Tuned, Winners, explains, progress_bar
 from raybench.studies.explain_stage import keys_of
 from raybench.studies.judging_settings import Judge
 from raybench.studies.material import Material
@@ -102,7 +102,8 @@ def _studies(context: Context, settings: ExplainerSearch, best: Mapping[str, str
     )
     for trial_id, backbone in {NO_TRIAL: "", **best}.items():
         for space in spaces(context, settings):
-            if space.explainer.uses_model == (trial_id != NO_TRIAL):
+            asked = space.explainer.uses_model == (trial_id != NO_TRIAL)
+            if asked and explains(space.explainer, trial_id):
                 found.append(Study(trial_id, backbone, space, settings, groups))
     return found
 

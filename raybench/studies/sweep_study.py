@@ -14,8 +14,10 @@ from raybench.config import SweepConfig
 from raybench.errors import DataError
 from raybench.executor import Pool, make_pool
 from raybench.storage import Storage
+from raybench.studies.cards import checkpoint_name
 from raybench.studies.checks import Found, check_names, look
 from raybench.studies.context import Context, explained_images
+from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
@@ -135,13 +137,13 @@ def _compute(context: Context, resume: bool) -> None:
         try:
             judged, full = judge(context, pool, trials)
             run.write_csv("trials.csv", judged)
-            sizes = input_sizes(trials)
-            winners = search(context, pool, sizes, _best(judged))
+            sizes = input_sizes(judged)
+            winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
         finally:
             pool.close()
         scores = score(context, judged, full, winners)
-        board = leaderboard(scores, list(judged[judged.best].trial_id))
+        board = leaderboard(scores, list(shown(judged).trial_id))
         run.write_csv("leaderboard.csv", board)
         draw(context, judged, scores, board, winners)
         run.mark_finished()
@@ -155,15 +157,15 @@ def _compute(context: Context, resume: bool) -> None:
         log.warning("%s", outcome)
 
 
-def _best(judged: pd.DataFrame) -> dict[str, str]:
-    """The best trial of each backbone, and the backbone."""
-    best = judged[judged.best]
-    return dict(zip(best.trial_id, best.backbone, strict=True))
+def _searched(judged: pd.DataFrame) -> dict[str, str]:
+    """The best trial of each backbone, and the ensemble; and the backbone of each."""
+    rows = shown(judged)
+    return dict(zip(rows.trial_id, rows.backbone, strict=True))
 
 
 def _pool(context: Context) -> Pool:
     def read(trial_id: str) -> bytes:
-        return context.run.storage.read(f"checkpoints/{trial_id}.safetensors")
+        return context.run.storage.read(checkpoint_name(trial_id))
 
     config = context.config
     store = Storage(config.execution.store or f"{config.output}/answers").path()

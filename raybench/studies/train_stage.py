@@ -12,6 +12,7 @@ import pandas as pd
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
+from raybench.studies.cards import checkpoint_name, write_card
 from raybench.studies.context import Context, progress_bar
 from raybench.studies.goal import LocalisationJudge
 from raybench.training.cache import ImageCache
@@ -143,14 +144,15 @@ def _cache(config: SweepConfig) -> ImageCache | None:
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:
-    """Copy the checkpoints into the run folder, then write all rows at once."""
+    """Copy the checkpoints into the run folder with their cards, then write all rows at once."""
     run, rows = context.run, []
     if len(run.read("trials")):
         return
     for result in results:
         if result.checkpoint is not None:
-            name = f"checkpoints/{result.trial_id}.safetensors"
-            run.storage.write(name, result.checkpoint.read_bytes())
+            data = result.checkpoint.read_bytes()
+            run.storage.write(checkpoint_name(result.trial_id), data)
+            write_card(context, result.trial_id, data, result.recipe)
         if result.error:
             log.warning("trial %s failed: %s", result.trial_id, result.error)
         row: dict[str, Any] = {

@@ -6,7 +6,8 @@ Kinds that the studies write, with their fields beside `time` and `kind`:
 - `trial_started`: trial_id, backbone, hyperparameters (flat name to value)
 - `epoch`: trial_id, backbone, epoch (0-based, counted over all phases), phase, unfreeze, lr,
   train_loss, train_accuracy, val_loss, val_accuracy, seconds
-- `trial_finished`: trial_id, status (`finished`, `stopped` or `failed`), error
+- `trial_finished`: trial_id, status (`finished`, `stopped`, `failed` or `ensemble`), error
+- `ensemble_made`: members (trial ids), not_explained_by (titles of explainers)
 - `stage_started`: stage; `stage_finished`: stage, seconds and counts
 - `precision_chosen`: trial_id, precision (`float32` or `bfloat16`), ious (of the salient masks of a
   few Val images under both), errors

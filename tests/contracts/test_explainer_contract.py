@@ -17,7 +17,7 @@ from torch import nn
 
 from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
-from raybench.errors import ExplainError
+from raybench.errors import ExplainError, ModelError
 from raybench.explain import AnyExplainer, Explainer
 from raybench.explain.given import wrap
 from raybench.models.backbones import backbone
@@ -227,6 +227,31 @@ def test_a_missing_classifier_and_a_class_that_is_not_are_refused(
     for target in (-1, 3):
         with pytest.raises(ExplainError, match=f"target {target}: the model has classes 0 to 2"):
             quick(member).attribute(classifier, image, target, neighbours=near(image))
+
+
+class AnswersAlone(nn.Module):
+    """Neither layers nor gradients can be had of it, as of several networks at once."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [body]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.from_numpy(self.hidden[0](x).numpy())
+
+
+@each_user
+def test_an_explainer_says_whether_answers_alone_will_do(
+    member: type[Explainer], image: Gray
+) -> None:
+    classifier = Classifier(AnswersAlone(classifier_of("test_efficientnet").net), GRID)
+    if member.looks_inside:
+        with pytest.raises((ExplainError, ModelError, RuntimeError)):  # torch has none to give
+            quick(member).attribute(classifier, image)
+    else:
+        found = quick(member).attribute(classifier, image, neighbours=near(image))
+        assert np.isfinite(found.values).all()
 
 
 class BreaksForward(nn.Module):

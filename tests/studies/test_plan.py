@@ -98,7 +98,7 @@ def test_the_lines_say_what_it_costs(plan: Plan) -> None:
         "grad_cam_predicted: Test 583 x 1 = 583",
         "whole_lung: no model, 1,049 images once",
         "in all at most 4,204,392 forward passes in 82,871 units of work",
-        "checkpoints/ (4 files)",
+        "checkpoints/ (4 files and cards)",
     ):
         assert words in text
 
