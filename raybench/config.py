@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raybench.config_ensemble import Ensemble
@@ -20,6 +19,7 @@ from raybench.config_errors import problems_of
 from raybench.config_goal import Search
 from raybench.config_overrides import override
 from raybench.config_search import search_problems
+from raybench.config_yaml import read_sweep_file
 from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
@@ -173,6 +173,15 @@ class SweepConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_way_of_seeing(self) -> Self:
+        if self.ensemble is not None and self.varies_preprocess:
+            raise ValueError(
+                "ensemble: its members see one image, so all must preprocess it in one way; here "
+                "preprocessing is searched, or differs between backbones"
+            )
+        return self
+
     @property
     def recipes(self) -> tuple[Recipe, ...]:
         """The backbones, with the sweep's preprocessing and augmentation where they have no own."""
@@ -257,7 +266,7 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> SweepC
     Raises:
         ConfigError: every mistake at once.
     """
-    raw = _read(path)
+    raw = read_sweep_file(path)
     problems = [
         p for key, value in overrides if (p := override(SweepConfig, raw, key, value)) is not None
     ]
@@ -268,41 +277,3 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> SweepC
     if problems:
         raise ConfigError(problems)
     return config
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML, but a key that stands twice is a mistake: the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                problem = f"the key {key.value!r} stands here for the second time"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return dict(super().construct_mapping(node, deep))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        beside = sorted(path.parent.glob("*.yaml")) or sorted(Path("sweeps").glob("*.yaml"))
-        there = f"; there are: {', '.join(map(str, beside))}" if beside else ""
-        raise ConfigError([f"{path}: no such sweep file{there}"]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: expected a YAML file; {_unreadable(error)}"]) from None
-    if not isinstance(raw, dict):
-        found = {list: "a list", type(None): "nothing"}.get(type(raw), repr(raw))
-        raise ConfigError([f"{path}: expected keys and values, found {found}"])
-    return raw
-
-
-def _unreadable(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    if isinstance(error, OSError):
-        return f"it cannot be read ({error.strerror})"
-    return " ".join(str(error).split())

@@ -21,8 +21,9 @@ class PerBackbone(FIFOScheduler):  # type: ignore[misc]
 
     HyperBand here is ASHA in several brackets, as the paper's section 3.2 has it: a trial is put
     at random into a bracket, and brackets differ in how late they first compare. So a
-    backbone's slow starters are not all lost to an early rung. The synchronous HyperBand of 2017
-    is not offered: it waits until a rung is full and pauses trials meanwhile, which idles the GPUs.
+    backbone's slow starters are not all lost to an early rung; the last bracket stops nobody. The
+    synchronous HyperBand of 2017 is not offered: it waits until a rung is full and pauses trials
+    meanwhile, which idles the GPUs.
 
     Args:
         metric: what is compared, higher is better.
@@ -68,5 +69,5 @@ class PerBackbone(FIFOScheduler):  # type: ignore[misc]
 
 
 def most_brackets(n_epochs: int, grace_epochs: int) -> int:
-    """Brackets whose first rung comes before the end: floor(log3(epochs / grace)) + 1."""
+    """Brackets whose first rung is not after the end: floor(log3(epochs / grace)) + 1."""
     return math.floor(math.log(max(n_epochs / min(grace_epochs, n_epochs), 1), _ETA) + 1e-9) + 1

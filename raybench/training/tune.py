@@ -128,7 +128,9 @@ def search(
     if (used_up := budget.exhausted()) is not None:
         log.warning("%s: no further trial is begun, and those under way end here", used_up)
     budget_file.unlink(missing_ok=True)
-    return sorted((_result(job, r) for r in grid), key=lambda r: r.trial_id)
+    # Those that a budget ended before their first epoch have not even a configuration.
+    results = [_result(job, r) for r in grid if r.config is not None]
+    return sorted(results, key=lambda r: r.trial_id)
 
 
 def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
