@@ -43,17 +43,26 @@ _listener: TrialListener | None = None
 the unpickled one; a listener holds files and cannot travel that way."""
 
 
+_running: dict[str, Recipe] = {}
+"""Trials that began and whose end Tune has not told of."""
+
 _budget: Budget | None = None
 """What may be spent by this process's search; not pickled either, for it goes on counting."""
 
 
 @contextmanager
 def listening(listener: TrialListener, budget: Budget) -> Iterator[None]:
-    """While the block runs, trials' events go to the listener and their time to the budget."""
+    """While the block runs, trials' events go to the listener and their time to the budget.
+
+    Tune says nothing of the end of trials that a stopper ends; the block's end does.
+    """
     global _listener, _budget
     _listener, _budget = listener, budget
+    _running.clear()
     try:
         yield
+        for name, recipe in _running.items():
+            listener.trial_ended(name, recipe, failed=False)
     finally:
         _listener, _budget = None, None
 
@@ -89,6 +98,7 @@ class Relay(tune.Callback):  # type: ignore[misc]
         recipe, name = resolve(self._recipes, trial.config), trial_name(trial.config)
         if _budget is not None:
             _budget.started(name)
+        _running[name] = recipe
         self._tell(lambda to: to.trial_started(name, recipe))
 
     def on_trial_result(
@@ -110,4 +120,5 @@ class Relay(tune.Callback):  # type: ignore[misc]
         recipe, name = resolve(self._recipes, trial.config), trial_name(trial.config)
         if _budget is not None:
             _budget.ended(name)
+        _running.pop(name, None)
         self._tell(lambda to: to.trial_ended(name, recipe, failed=failed))
