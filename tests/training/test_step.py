@@ -1,4 +1,4 @@
-"""Steps in pieces, in low precision and compiled: the same gradients, and the same bits after a stop.
+"""Steps in pieces, in low precision and compiled: the same gradients, the same bits after a stop.
 
 About 9 seconds.
 """
