@@ -301,3 +301,35 @@ def test_batches_made_ahead_are_the_same_in_the_same_order() -> None:
 
     with pytest.raises(ValueError, match="no more"):
         list(ahead(broken()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_on_a_gpu_it_learns_resumes_and_looks_at_the_loss_in_the_end(
+    optimizer: str, tmp_path: Path
+) -> None:
+    def on_gpu(init: int) -> Trainer:
+        torch.manual_seed(init)
+        phases = [{"epochs": 12, "lr": 5e-3}]
+        settings = recipe(phases=phases, optimizer=optimizer, augment={"rotation": 5})
+        card = Card(settings.name, TASK.classes, settings.size)
+        network = TASK.network(settings)
+        return Trainer(TASK, network, settings, card, 7, "cuda", Arithmetic("auto"))
+
+    epochs, state = fit(on_gpu(0), folder=tmp_path)
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    rest, _ = fit(on_gpu(1), State.read(tmp_path))
+    assert [e.epoch for e in rest] == list(range(2, 12))
+    assert rest[0].val_loss == pytest.approx(epochs[2].val_loss, rel=0.1)
+    parts = [(t.pixels, t.targets) for t in (images(5), images(3))]
+    for (pixels, wanted), (there, told) in zip(
+        parts, on_device(iter(parts), torch.device("cuda")), strict=True
+    ):
+        assert torch.equal(there.cpu(), pixels.float().unsqueeze(1))
+        assert torch.equal(told.cpu(), wanted)
+    broken = on_gpu(0)
+    with torch.no_grad():
+        next(broken.net.parameters())[0] = float("nan")
+    with pytest.raises(DivergedError, match="the loss became nan in epoch 1"):
+        fit(broken)
+    assert load_checkpoint(state.best)[1].backbone == "test_resnet"
