@@ -234,6 +234,23 @@ WRONG = [
         "{low: 0, high: 1}",
         "dropout.high: expected a number less than 1, found 1.0",
     ),
+    (
+        "backbones.0.phases.0.unfreeze",
+        "top",
+        "phases.0.unfreeze: expected head, partial, full or a number of last stages (1, 2, ...), "
+        "found 'top'",
+    ),
+    ("backbones.0.phases.0.unfreeze", "0", "phases.0.unfreeze: expected head, partial, full or"),
+    ("backbones.0.phases.0.unfreeze", "1.5", "phases.0.unfreeze: expected head, partial, full or"),
+    (
+        "backbones.0.phases.0.unfreeze",
+        "{choices: [head, 9]}",
+        "phases.0.unfreeze: test_resnet: expected head, partial, full or 1 to 4",
+    ),
+    ("backbones.0.balance", "smote", "balance: expected 'none', 'class_weights' or 'sampler'"),
+    ("training.precision", "half", "precision: expected 'auto', 'float32', 'bfloat16' or"),
+    ("training.cache", "s3://bucket/cache", "cache: expected a folder of a local disk, found 's3"),
+    ("training.cache_gb", ".inf", "cache_gb: expected a finite number"),
     # what would fail later
     (
         "backbones.0.weights",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ModelError
@@ -15,7 +15,21 @@ from raybench.storage import Storage
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Balance = Literal["none", "class_weights", "sampler"]
-Unfreeze = Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)]
+_NAMED_DEPTHS = ("head", "partial", "full")
+
+
+def _depth(value: Any) -> Any:
+    # Before the union, which would tell of one mistake once for each of its members.
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    if value in _NAMED_DEPTHS or (whole and value >= 1):
+        return value
+    raise ValueError(
+        f"expected {', '.join(_NAMED_DEPTHS)} or a number of last stages (1, 2, ...), "
+        f"found {value!r}"
+    )
+
+
+Unfreeze = Annotated[Literal["head", "partial", "full"] | int, BeforeValidator(_depth)]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
