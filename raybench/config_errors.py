@@ -144,8 +144,8 @@ def _expected(item: dict[str, Any], below: Sequence[type[BaseModel]]) -> str:
 
 
 def _own_words(path: str, below: Sequence[type[BaseModel]], message: str) -> list[str]:
-    """The lines of a validator of ours; one that names a key of its model, or of one in
-    its list (`0.epochs`), gets the path before."""
+    """The lines of a validator of ours; a key that one begins with, as `lr` or `0.lr` in a list of
+    models, is joined to the path."""
     lines = []
     for line in message.splitlines():
         key = line.partition(":")[0]

@@ -188,6 +188,8 @@ def test_the_digest_names_what_is_computed(base: Path) -> None:
         ("execution.workers", "3"),
         ("tracking.uri", "http://127.0.0.1:5000"),
         ("tracking.live", "false"),
+        ("training.cache", "elsewhere"),
+        ("training.cache_gb", "1"),
     ):
         assert load_config(base, [(key, value)]).digest == plain.digest, key
     others = [
@@ -198,9 +200,17 @@ def test_the_digest_names_what_is_computed(base: Path) -> None:
             ("explain.explainers.lime.seed", "1"),
             ("data.root", "data/other"),
             ("preprocess.clahe", "true"),
+            ("training.precision", "bfloat16"),
+            ("backbones.0.balance", "sampler"),
         )
     ]
-    assert len({plain.digest, *others}) == 6
+    assert len({plain.digest, *others}) == 8
+
+
+def test_decoded_images_lie_below_the_output_folder_unless_told(base: Path) -> None:
+    told = [("output", "out"), ("training.cache", "disk/images")]
+    assert load_config(base, told[:1]).image_cache == str(Path("out/cache").absolute())
+    assert load_config(base, told).image_cache == str(Path("disk/images").absolute())
 
 
 def test_located_paths_are_absolute(
