@@ -227,11 +227,15 @@ def test_auto_is_float32_on_a_cpu() -> None:
 
 
 def test_pieces_are_remembered_through_a_stop(tmp_path: Path) -> None:
+    tried: dict[int, list[int]] = {}
+
     def squeezed(init: int) -> Trainer:
         subject = trainer(PLAIN, init)
         inner = subject.net.forward
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
+            if subject.net.training:
+                tried.setdefault(init, []).append(len(batch))
             if len(batch) > 3 and subject.net.training:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return inner(batch)
@@ -243,6 +247,7 @@ def test_pieces_are_remembered_through_a_stop(tmp_path: Path) -> None:
     epochs, state = fit(first, folder=tmp_path)
     assert state.passes == {"micro_batch": 3, "eval_batch": 32, "scaler": None}
     rest, resumed = fit(second, State.read(tmp_path))
+    assert tried == {0: [6] + [3] * 12, 99: [3] * 4}
     assert [e.train_loss for e in rest] == [e.train_loss for e in epochs[2:]]
     assert resumed.best == state.best
 
