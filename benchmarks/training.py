@@ -63,19 +63,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of torch, on a CPU")
     parser.add_argument("--steps", type=int, default=20 if on_gpu else 1, help="a slice of a round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="of this process, in place of the clock: for a busy machine, one thread, no GPU",
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-def timed(work: Callable[[], object], device: torch.device, n_images: int) -> float:
+def timed(work: Callable[[], object], args: argparse.Namespace) -> float:
     """Images a second."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    started = clock()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return n_images / (time.perf_counter() - started)
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return float(args.steps * args.batch_size / (clock() - started))
 
 
 def the_loop(name: str, args: argparse.Namespace) -> Slice:
@@ -99,9 +105,7 @@ def the_loop(name: str, args: argparse.Namespace) -> Slice:
         torch.randint(0, 3, (n,)),
     )
     optimizer, _ = trainer.set_up(recipe.phases[0], images)
-    return lambda number: timed(
-        lambda: trainer.train_epoch(number, optimizer, images), trainer.device, n
-    )
+    return lambda number: timed(lambda: trainer.train_epoch(number, optimizer, images), args)
 
 
 def the_bare_step(name: str, args: argparse.Namespace) -> Slice:
@@ -130,7 +134,7 @@ def the_bare_step(name: str, args: argparse.Namespace) -> Slice:
             scaler.step(optimizer)
             scaler.update()
 
-    return lambda _: timed(work, device, args.steps * args.batch_size)
+    return lambda _: timed(work, args)
 
 
 def main() -> None:
@@ -138,7 +142,8 @@ def main() -> None:
     args = arguments()
     keep_memory()
     found: dict[str, Any] = {}
-    counts = [1] if args.device == "cuda" else [n for n in args.threads if n <= n_cores()]
+    one = args.device == "cuda" or args.cpu_time
+    counts = [1] if one else [n for n in args.threads if n <= n_cores()]
     for name in args.models:
         for threads in counts:
             torch.set_num_threads(threads)
@@ -151,7 +156,7 @@ def main() -> None:
                 median_ratio(rates, "bare step", "raybench's loop"),
                 high=GOAL,
             )
-            where = "on a GPU" if args.device == "cuda" else f"{threads} threads"
+            where = "on a GPU" if args.device == "cuda" else f"threads: {threads}"
             print_results(f"{name}, {where}", rates, [ratio], "images a second")
             found[f"{name}, {where}"] = {"rates": rates, "ratios": [as_dict(ratio)]}
     write_json(args.json, vars(args), found)

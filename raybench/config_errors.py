@@ -144,7 +144,8 @@ def _expected(item: dict[str, Any], below: Sequence[type[BaseModel]]) -> str:
 
 
 def _own_words(path: str, below: Sequence[type[BaseModel]], message: str) -> list[str]:
-    """The lines of a validator of ours; one that names a key of its model gets the path before."""
+    """The lines of a validator of ours; a key that one begins with, as `lr` or `0.lr` in a list of
+    models, is joined to the path."""
     lines = []
     for line in message.splitlines():
         key = line.partition(":")[0]
@@ -152,7 +153,9 @@ def _own_words(path: str, below: Sequence[type[BaseModel]], message: str) -> lis
         if not path or (path and key.startswith(f"{path}.")):
             lines.append(line)
         else:
-            lines.append(f"{path}.{line}" if key in fields else f"{path}: {line}")
+            index, _, leaf = key.rpartition(".")
+            inside = leaf in fields and (not index or index.isdecimal())
+            lines.append(f"{path}.{line}" if inside else f"{path}: {line}")
     return lines
 
 

@@ -189,6 +189,8 @@ def test_the_digest_names_what_is_computed(base: Path) -> None:
         ("execution.workers", "3"),
         ("tracking.uri", "http://127.0.0.1:5000"),
         ("tracking.live", "false"),
+        ("training.cache", "elsewhere"),
+        ("training.cache_gb", "1"),
     ):
         assert load_config(base, [(key, value)]).digest == plain.digest, key
     others = [
@@ -199,9 +201,17 @@ def test_the_digest_names_what_is_computed(base: Path) -> None:
             ("explain.explainers.lime.seed", "1"),
             ("data.root", "data/other"),
             ("preprocess.clahe", "true"),
+            ("training.precision", "bfloat16"),
+            ("backbones.0.balance", "sampler"),
         )
     ]
-    assert len({plain.digest, *others}) == 6
+    assert len({plain.digest, *others}) == 8
+
+
+def test_decoded_images_lie_below_the_output_folder_unless_told(base: Path) -> None:
+    told = [("output", "out"), ("training.cache", "disk/images")]
+    assert load_config(base, told[:1]).image_cache == str(Path("out/cache").absolute())
+    assert load_config(base, told).image_cache == str(Path("disk/images").absolute())
 
 
 def test_what_a_backbone_does_not_say_it_has_of_the_sweep(base: Path) -> None:

@@ -234,6 +234,23 @@ WRONG = [
         "{low: 0, high: 1}",
         "dropout.high: expected a number less than 1, found 1.0",
     ),
+    (
+        "backbones.0.phases.0.unfreeze",
+        "top",
+        "phases.0.unfreeze: expected head, partial, full or a number of last stages (1, 2, ...), "
+        "found 'top'",
+    ),
+    ("backbones.0.phases.0.unfreeze", "0", "phases.0.unfreeze: expected head, partial, full or"),
+    ("backbones.0.phases.0.unfreeze", "1.5", "phases.0.unfreeze: expected head, partial, full or"),
+    (
+        "backbones.0.phases.0.unfreeze",
+        "{choices: [head, 9]}",
+        "phases.0.unfreeze: test_resnet: expected head, partial, full or 1 to 4",
+    ),
+    ("backbones.0.balance", "smote", "balance: expected 'none', 'class_weights' or 'sampler'"),
+    ("training.precision", "half", "precision: expected 'auto', 'float32', 'bfloat16' or"),
+    ("training.cache", "s3://bucket/cache", "cache: expected a folder of a local disk, found 's3"),
+    ("training.cache_gb", ".inf", "cache_gb: expected a finite number"),
     # what would fail later
     (
         "backbones.0.weights",
@@ -260,7 +277,7 @@ def test_a_wrong_value_gets_path_expected_and_found(
 
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     raw = yaml.safe_load(yaml.safe_dump(BASE))
-    raw |= {"sed": 1, "seed": "x", "search": {"scheduler": "hyperband"}}
+    raw |= {"sed": 1, "seed": "x", "search": {"scheduler": "halving"}}
     raw["data"]["rot"] = "y"
     raw["backbones"][0] |= {"weights": "gone.safetensors", "optimizer": "adamax"}
     raw["backbones"][0]["phases"].append({"unfreeze": "top", "epochs": 0, "lr": {"low": 2}})

@@ -198,7 +198,7 @@ def _cache_lines(plan: Plan) -> Iterator[str]:
         return
     n = sum(sum(plan.images[split].values()) for split in ("Train", "Val"))
     sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
-    each = " or ".join(f"{n * pixels / 1e9:.2f} GB" for pixels in sizes)
+    each = " or ".join(f"{n * pixels / 1e6:,.1f} MB" for pixels in sizes)
     yield (
         f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
         f"{config.training.cache_gb:g} GB in all"

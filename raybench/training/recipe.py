@@ -5,35 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone, check_backbone
 from raybench.settings import Settings, domain_of, values_of, with_domains
 
-
-def _depth(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-    """One message for a wrong depth, in place of one for each kind that it is not."""
-    try:
-        if not isinstance(value, bool):
-            return inner(value)
-    except ValidationError:
-        pass
-    raise ValueError(f"expected head, partial, full or a number of last stages, found {value!r}")
+_NAMED_DEPTHS = ("head", "partial", "full")
 
 
-Unfreeze = Annotated[
-    Literal["head", "partial", "full"] | Annotated[int, Field(ge=1)], WrapValidator(_depth)
-]
+def _depth(value: Any) -> Any:
+    # Before the union, which would tell of one mistake once for each of its members.
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    if value in _NAMED_DEPTHS or (whole and value >= 1):
+        return value
+    raise ValueError(
+        f"expected {', '.join(_NAMED_DEPTHS)} or a number of last stages (1, 2, ...), "
+        f"found {value!r}"
+    )
 
+
+Unfreeze = Annotated[Literal["head", "partial", "full"] | int, BeforeValidator(_depth)]
 Balance = Literal["none", "class_weights", "sampler"]
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

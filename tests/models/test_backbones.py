@@ -5,6 +5,8 @@ Models are built on torch's meta device: shapes and names without memory. About 
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import timm
 import torch
@@ -19,9 +21,54 @@ from raybench.models.backbones import (
     trainable,
 )
 
-DERIVED = ("resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "vgg19")
+DERIVED = (
+    "densenet169",
+    "resnet18",
+    "mobilenetv3_small_100",
+    "maxvit_tiny_tf_224",
+    "vit_tiny_patch16_224",
+    "cait_xxs24_224",
+    "vgg19",
+)
+
+STAGES = {
+    "vgg16": ["features.5", "features.10", "features.17", "features.24"],
+    "densenet121": [f"features.denseblock{n}.denselayer1.norm1" for n in (1, 2, 3, 4)],
+    "densenet201": [f"features.denseblock{n}.denselayer1.norm1" for n in (1, 2, 3, 4)],
+    "convnext_base": [f"stages.{n}.downsample.0" for n in (1, 2, 3)],
+    "tf_efficientnet_lite0": [f"blocks.{n}.0.conv_pw" for n in (1, 2, 3, 5)],
+    "resnet50": [f"layer{n}.0.conv1" for n in (1, 2, 3, 4)],
+    "efficientnet_b0": [f"blocks.{n}.0.conv_pw" for n in (1, 2, 3, 5)],
+    "swin_tiny_patch4_window7_224": [f"layers.{n}.downsample.norm" for n in (1, 2, 3)],
+    "vit_small_patch16_224": [f"blocks.{n}.norm1" for n in (3, 6, 9)],
+    "test_efficientnet": [
+        "blocks.1.0.conv_exp",
+        "blocks.2.0.conv_exp",
+        "blocks.3.0.conv_pw",
+        "blocks.4.0.conv_pw",
+    ],
+    "test_resnet": [f"layer{n}.0.conv1" for n in (1, 2, 3, 4)],
+    "densenet169": [f"features.denseblock{n}.denselayer1.norm1" for n in (1, 2, 3, 4)],
+    "resnet18": [f"layer{n}.0.conv1" for n in (1, 2, 3, 4)],
+    "mobilenetv3_small_100": [
+        "blocks.0.0.conv_dw",
+        "blocks.1.0.conv_pw",
+        "blocks.2.0.conv_pw",
+        "blocks.4.0.conv_pw",
+    ],
+    "maxvit_tiny_tf_224": [
+        "stages.0.blocks.0.conv.pre_norm",
+        *(f"stages.{n}.blocks.0.conv.shortcut.expand" for n in (1, 2, 3)),
+    ],
+    "vit_tiny_patch16_224": [f"blocks.{n}.norm1" for n in (3, 6, 9)],
+    "cait_xxs24_224": [f"blocks.{n}.gamma_1" for n in (6, 12, 18)],
+    "vgg19": ["features.5", "features.10", "features.19", "features.28"],
+    "densenet121.ra_in1k": [f"features.denseblock{n}.denselayer1.norm1" for n in (1, 2, 3, 4)],
+}
+"""The first layer with parameters of each stage behind the first, which a phase begins with."""
 
 
+@cache
 def meta(name: str) -> nn.Module:
     with torch.device("meta"):
         net = timm.create_model(backbone(name).timm_name, pretrained=False, num_classes=3)
@@ -53,25 +100,38 @@ def test_phases_are_nested(name: str) -> None:
     assert any(p.ndim > 1 for n, p in net.named_parameters() if n in set(partial) - set(head))
 
 
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [
-        ("vgg16", "features.24.weight"),
-        ("densenet121", "features.denseblock4.denselayer1.norm1.weight"),
-        ("densenet201", "features.denseblock4.denselayer1.norm1.weight"),
-        ("densenet121.ra_in1k", "features.denseblock4.denselayer1.norm1.weight"),
-        ("convnext_base", "stages.3.downsample.0.weight"),
-        ("tf_efficientnet_lite0", "blocks.5.0.conv_pw.weight"),
-        ("test_efficientnet", "blocks.4.0.conv_pw.weight"),
-        ("test_resnet", "layer4.0.conv1.weight"),
-        ("resnet18", "layer4.0.conv1.weight"),
-        ("swin_tiny_patch4_window7_224", "layers.3.downsample.norm.weight"),
-        ("vit_tiny_patch16_224", "blocks.9.norm1.weight"),
-        ("vgg19", "features.28.weight"),
-    ],
-)
-def test_partial_begins_with_the_last_stage(name: str, first: str) -> None:
-    assert trainable(meta(name), backbone(name), "partial")[0] == first
+@pytest.mark.parametrize("name", STAGES)
+def test_each_number_of_stages_begins_where_its_stage_begins(name: str) -> None:
+    facts, net = backbone(name), meta(name)
+    modules = {
+        n.rpartition(".")[0] if n.endswith((".weight", ".bias")) else n: n
+        for n, _ in reversed(list(net.named_parameters()))
+    }
+    found = [trainable(net, facts, depth) for depth in range(1, len(facts.stages) + 1)]
+    assert [names[0] for names in found] == [modules[first] for first in STAGES[name][::-1]]
+    assert trainable(net, facts, "partial") == found[0]
+    everything = trainable(net, facts, "full")
+    for fewer, more in zip(
+        [trainable(net, facts, "head"), *found], [*found, everything], strict=True
+    ):
+        assert set(fewer) < set(more)
+    # Whole stages: what is trained is all that comes after, in the model's order.
+    assert all(names == everything[-len(names) :] for names in found)
+
+
+def test_every_row_of_the_table_is_among_them() -> None:
+    assert set(known_backbones()) | set(DERIVED) <= set(STAGES)
+
+
+@pytest.mark.parametrize("name", ["convnext_base", "vit_tiny_patch16_224", "test_resnet"])
+def test_too_many_stages_are_refused_with_what_there_is(name: str) -> None:
+    facts, net = backbone(name), meta(name)
+    most = len(facts.stages)
+    for wrong in (0, most + 1, -1):
+        with pytest.raises(
+            ModelError, match=f"{name}: expected head, partial, full or 1 to {most} .* {wrong}$"
+        ):
+            trainable(net, facts, wrong)
 
 
 def test_the_studys_backbones_have_the_published_sizes() -> None:

@@ -135,3 +135,15 @@ def test_a_dry_run_of_what_is_not_there_is_one_error(
     assert main([str(SWEEP), "--data.root", str(tmp_path / "nowhere"), "--dry-run"]) == 2
     said = capsys.readouterr()
     assert "nowhere: expected the data set's root, found nothing" in said.err
+
+
+def test_the_plan_says_what_decoded_images_take(plan: Plan) -> None:
+    # 4,660 images of Train and Val, one byte a pixel: ConvNeXt-Base, as all four, at 224 x 224.
+    (line,) = [line for line in plan_lines(plan) if "decoded once into" in line]
+    assert f"{(3728 + 932) * 224 * 224 / 1e6:.1f} MB for each preprocessing" in line
+    assert "at most 20 GB" in line
+    assert str(Path("runs/cache").absolute()) in line
+    raw = plan.config.model_dump(mode="json")
+    raw["training"]["cache_gb"] = 0
+    off = Plan(SweepConfig.model_validate(raw), plan.images, plan.explained)
+    assert not any("decoded once" in line for line in plan_lines(off))

@@ -123,6 +123,7 @@ def test_hyperparameters_are_flat_and_named_by_phase() -> None:
         "weight_decay": 0.01,
         "label_smoothing": 0.0,
         "dropout": 0.25,
+        "balance": "none",
         "lung_masking": True,
         "clahe": False,
         "clahe_clip": 2.0,

@@ -1,0 +1,72 @@
+"""What the driver writes down of trials whose batches did not fit. About 1 second."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from raybench.studies.context import Context
+from raybench.studies.train_stage import _Listener
+from raybench.training import tune
+from raybench.training.recipe import Recipe
+from raybench.training.state import Epoch
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "test_resnet",
+        "weights": "none",
+        "input_size": 48,
+        "batch_size": 32,
+        "phases": [{"epochs": 3, "lr": 1e-3}],
+    }
+)
+
+
+class Events(list[dict[str, Any]]):
+    """An event log in memory."""
+
+    def read(self) -> list[dict[str, Any]]:
+        return list(self)
+
+    def append(self, kind: str, **values: Any) -> None:  # type: ignore[override]
+        super().append({"kind": kind, **values})
+
+
+def listener(events: Events) -> _Listener:
+    config = SimpleNamespace(
+        backbones=(RECIPE,), recipes=(RECIPE,), search=SimpleNamespace(trials_per_backbone=1)
+    )
+    context = SimpleNamespace(
+        run=SimpleNamespace(events=events), config=config, of=lambda split: ()
+    )
+    return _Listener(cast(Context, context))
+
+
+def reported(relay: Any, number: int, **more: Any) -> None:
+    epoch = Epoch(number, 0, "full", 1e-3, 1.0, 0.5, 1.0, 0.5, 1.0)
+    trial = SimpleNamespace(config={"backbone": "test_resnet", "trial_number": 0})
+    relay.on_trial_result(number, [trial], trial, epoch.figures() | {"done": False} | more)
+
+
+def test_a_smaller_pass_is_told_once_and_stands_with_each_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = Events()
+    relay = tune._Relay((RECIPE,), "accuracy")
+    first = listener(events)
+    monkeypatch.setattr(tune, "_listener", first)
+    reported(relay, 0)
+    reported(relay, 1, micro_batch=8)
+    first.close()
+    again = listener(events)  # a resumed driver reads what was told
+    monkeypatch.setattr(tune, "_listener", again)
+    reported(relay, 2, micro_batch=8)
+    again.close()
+    epochs = [e for e in events if e["kind"] == "epoch"]
+    assert [e.get("micro_batch") for e in epochs] == [None, 8, 8]
+    assert [e["message"] for e in events if e["kind"] == "warning"] == [
+        "t0000 test_resnet: memory was out with batches of 32; it goes on in passes of 8 images, "
+        "whose gradients are added up"
+    ]
