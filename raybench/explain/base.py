@@ -52,6 +52,7 @@ class Explainer(Settings):
     )
 
     uses_model: ClassVar[bool] = True
+    is_probability: ClassVar[bool] = False
 
     @field_validator("median_filter")
     @classmethod

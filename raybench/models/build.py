@@ -14,7 +14,7 @@ from torch import nn
 from raybench.errors import ModelError
 from raybench.models.backbones import Backbone, backbone
 
-_UNFIT = (
+UNFIT = (
     RuntimeError,
     SafetensorError,
     pickle.UnpicklingError,
@@ -49,7 +49,7 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
         raise ModelError(f"{name}: no weights file {weights!r}; give a file, `hub` or `none`")
     try:
         return _fresh_head(_from_file(facts, options, weights), facts)
-    except _UNFIT as error:
+    except UNFIT as error:
         raise ModelError(
             f"{name}: {weights} does not fit ({brief(error)}); give weights made for "
             f"{facts.timm_name}"

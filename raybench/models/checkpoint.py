@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -24,6 +25,7 @@ class Card:
         input_size: `(height, width)` that the classifier takes.
         preprocess: the settings that its training images went through.
         scores: figures on Val of the epoch that was kept.
+        kind: what the parameters are of: `classifier`, or `segmenter` (a U-Net).
     """
 
     backbone: str
@@ -31,6 +33,7 @@ class Card:
     input_size: tuple[int, int]
     preprocess: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    kind: str = "classifier"
 
 
 def save_checkpoint(net: nn.Module, card: Card) -> bytes:
@@ -63,18 +66,37 @@ def _parse_card(metadata: dict[str, str] | None, where: str) -> Card:
         raise ModelError(f"{where}: its card is not one of this raybench ({error!r})") from error
 
 
-def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, Card]:
-    """The classifier that `save_checkpoint` wrote, in evaluation mode.
+def read_parts(data: bytes, where: str, kind: str) -> tuple[Card, dict[str, torch.Tensor]]:
+    """Card and parameters of a checkpoint, without a network to put them in.
+
+    Args:
+        kind: what it has to be of, as `Card.kind` has it.
 
     Raises:
-        ModelError: not a checkpoint of raybench, or its shapes do not fit its backbone.
+        ModelError: not a checkpoint of raybench, a damaged one, or one of another kind.
     """
     try:
         length = int.from_bytes(data[:8], "little")
         header = dict(json.loads(data[8 : 8 + length]))
         card = _parse_card(header.get("__metadata__"), where)
-        net = build(card.backbone, len(card.classes))
-        net.load_state_dict(safetensors.torch.load(data))
+        if card.kind != kind:
+            raise ModelError(f"{where}: expected the checkpoint of a {kind}, found a {card.kind}'s")
+        return card, dict(safetensors.torch.load(data))
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{where}: not a checkpoint that fits ({brief(error)})") from error
+
+
+def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, Card]:
+    """The classifier that `save_checkpoint` wrote, in evaluation mode.
+
+    Raises:
+        ModelError: not a classifier's checkpoint of raybench, or its shapes do not fit its
+            backbone.
+    """
+    card, tensors = read_parts(data, where, "classifier")
+    try:
+        net = build(card.backbone, len(card.classes))
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
         raise ModelError(f"{where}: not a checkpoint that fits ({brief(error)})") from error
     return net.eval(), card
