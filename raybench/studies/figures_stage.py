@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raybench.config_search import TUNED
 from raybench.data.preprocess import resize_gray
 from raybench.explain import Explainer, Lime
 from raybench.report.figures import (
@@ -114,24 +115,26 @@ def _severity(context: Context, scores: pd.DataFrame, board: pd.DataFrame) -> Fi
 
     What asks no model is the same for every trial and shown once.
     """
-    shared = {e.title for e in context.config.explain.explainers if not e.uses_model}
-    shown: dict[tuple[str, str], SeverityPanel] = {}
-    test = scores[(scores.split == "Test") & scores.error.isna()]
+    own = {e.title for e in context.config.explain.explainers if not e.uses_model}
+    shared = own | {f"{title}{TUNED}" for title in own}
     ranked = board.sort_values("threshold_rule", ascending=False)  # `val` before `fixed`
-    for row in ranked.sort_values("severity_mae", kind="stable").to_dict("records"):
-        alone = row["explainer"] in shared or row["explainer"] == SUPERVISED
-        key = ("" if alone else str(row["backbone"]), str(row["explainer"]))
+    alone = ranked.explainer.isin([*shared, SUPERVISED])
+    ranked = ranked.assign(whose=ranked.backbone.where(~alone, ""))
+    test = scores[(scores.split == "Test") & scores.error.isna()]
+    shown = []
+    for row in (
+        ranked.drop_duplicates(["whose", "explainer"])
+        .sort_values("severity_mae", kind="stable")
+        .to_dict("records")
+    ):
         part = test[
             (test.trial_id == row["trial_id"])
             & (test.explainer == row["explainer"])
             & (test.threshold_rule == row["threshold_rule"])
         ]
-        if key in shown and row["threshold_rule"] != "val":
-            continue
-        shown[key] = SeverityPanel(
-            key[1], key[0], part.severity_truth.to_numpy(), part.severity.to_numpy()
-        )
-    return severity_scatter(list(shown.values()), reference=SUPERVISED)
+        drawn, found = part.severity_truth.to_numpy(), part.severity.to_numpy()
+        shown.append(SeverityPanel(str(row["explainer"]), str(row["whose"]), drawn, found))
+    return severity_scatter(shown, reference=SUPERVISED)
 
 
 def _panel(

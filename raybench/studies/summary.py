@@ -40,7 +40,7 @@ def show(run: RunFolder, console: Console) -> None:
         ),
     ):
         if run.storage.exists(name.rstrip("/")):
-            console.print(f"  {name:<20} {meaning}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<22} {meaning}", highlight=False, soft_wrap=True)
 
 
 def _lungs(run: RunFolder) -> Iterator[str]:
