@@ -6,7 +6,9 @@ parameters' names are the library's, so that a checkpoint's tensors fit its `Une
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -83,13 +85,25 @@ def _from_file(facts: Backbone, weights: str) -> nn.Module:
     """timm leaves what a file does not hold as it was drawn, and says so in its log only."""
     with torch.random.fork_rng(devices=[]):
         drawn = dict(_unet(facts).named_parameters())
-    net = _unet(facts, {"file": weights})
+    with _quiet("timm.models._builder"):  # it lists the head that an encoder has no use for
+        net = _unet(facts, {"file": weights})
     body = [(n, p) for n, p in net.named_parameters() if n.startswith(_ENCODER) and p.ndim > 1]
     missing = [name for name, parameter in body if torch.equal(parameter, drawn[name])]
     if missing:
         first = missing[0].removeprefix(_ENCODER)
         raise ValueError(f"it lacks {len(missing)} of {len(body)} weights: {first}, ...")
     return net
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @lru_cache(maxsize=16)

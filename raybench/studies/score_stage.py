@@ -68,6 +68,12 @@ def score(
         The table, columns as in `COLUMNS`.
     """
     truths = load_truths(context)
+    lacking = sum(truth.lungs is None for truth in truths.values())
+    if lacking:
+        context.warn_once(
+            f"no severity for {lacking} of {len(truths)} explained images: they have no lung mask "
+            "(`lungs` predicts them)"
+        )
     predicted = _predicted(context)
     usable = judged[judged.has_checkpoint]
     rows: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,11 +16,12 @@ from raybench.data.preprocess import Preprocess
 from raybench.errors import RaybenchError
 from raybench.executor import message
 from raybench.explain.base import to_shape
+from raybench.models.unet import Segmenter
 from raybench.studies.context import Context, explained_images, progress_bar
 from raybench.studies.unet_stage import Unet, UnetJob, train_unet
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
 from raybench.training.segment import SUPERVISED, Segment
-from raybench.types import AttributionMap, Dataset, Sign, Split, XrayRecord
+from raybench.types import AttributionMap, Dataset, Gray, Sign, Split, XrayRecord
 
 _BATCH = 16
 
@@ -146,25 +148,35 @@ def _make_maps(context: Context, unet: Unet, table: str) -> None:
     if not todo:
         return
     segmenter = unet.load(context, "cuda" if torch.cuda.is_available() else "cpu")
-    preprocess = Preprocess.model_validate(segmenter.card.preprocess)
     bar, feed = progress_bar(len(todo), "supervised maps", "image"), iter(todo)
     try:
         while batch := list(islice(feed, _BATCH)):
-            started, rows, images, good = time.perf_counter(), [], [], []
-            for record in batch:
-                try:
-                    images.append(preprocess.apply(context.source.load(record)))
-                    good.append(record)
-                except RaybenchError as error:  # recorded for this image; the others go on
-                    rows.append(to_row(record.image_id, record.split, None, message(error), 0.0))
-            maps = segmenter.predict(images) if images else ()
-            each = (time.perf_counter() - started) / len(batch)
-            for record, image, values in zip(good, images, maps, strict=True):
-                shape = (image.shape[0], image.shape[1])
-                made = AttributionMap(to_shape(values, shape, smooth=True), None, 1)
-                rows.append(to_row(record.image_id, record.split, made, None, each))
-            context.run.append(table, pd.DataFrame(rows))
+            context.run.append(table, pd.DataFrame(_rows(context, segmenter, batch)))
             bar.update(len(batch))
     finally:
         bar.close()
     context.run.compact(table)
+
+
+def _rows(
+    context: Context, segmenter: Segmenter, batch: Sequence[XrayRecord]
+) -> list[dict[str, Any]]:
+    """A row a map; an image that cannot be read any more is recorded for itself."""
+    preprocess = Preprocess.model_validate(segmenter.card.preprocess)
+    started = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    good: list[XrayRecord] = []
+    images: list[Gray] = []
+    for record in batch:
+        try:
+            images.append(preprocess.apply(context.source.load(record)))
+            good.append(record)
+        except RaybenchError as error:
+            rows.append(to_row(record.image_id, record.split, None, message(error), 0.0))
+    maps = segmenter.predict(images) if images else ()
+    seconds = (time.perf_counter() - started) / len(batch)
+    for record, image, values in zip(good, images, maps, strict=True):
+        shape = (image.shape[0], image.shape[1])
+        made = AttributionMap(to_shape(values, shape, smooth=True), None, 1)
+        rows.append(to_row(record.image_id, record.split, made, None, seconds))
+    return rows

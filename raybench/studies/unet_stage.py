@@ -119,6 +119,8 @@ def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
         row["best"] = index == best
         if row["error"]:
             log.warning("trial %s failed: %s", row["trial_id"], row["error"])
+            failed = {"trial_id": row["trial_id"], "status": "failed", "error": row["error"]}
+            run.events.append("trial_finished", **failed)
     run.append(table, pd.DataFrame(rows))
 
 
