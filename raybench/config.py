@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from raybench.config_ensemble import Ensemble
 from raybench.config_errors import problems_of
+from raybench.config_explain import Explain, Tracking
 from raybench.config_goal import Search
 from raybench.config_overrides import override
 from raybench.config_search import search_problems
@@ -24,68 +25,12 @@ from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
 from raybench.executor import Execution
-from raybench.explain import (
-    AnyExplainer,
-    CentrePrior,
-    GradCam,
-    Lime,
-    RandomSuperpixels,
-    WholeLung,
-)
 from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Settings, settled, values_of
 from raybench.storage import Storage
 from raybench.training.recipe import PreprocessDomains, Recipe
+from raybench.training.segment import LungSegmentation, Segmentation
 from raybench.training.settings import Training
-
-
-class Explain(Settings):
-    """What is explained, and how."""
-
-    trials: Literal["best", "all"] = Field(
-        "best",
-        description="trials that every explainer explains on Val and Test: the best of each "
-        "backbone (by Val), or all; the others get the cheap explainers on Val",
-    )
-    target: str = Field("predicted", description="class explained: predicted, true or a class")
-    grid: Literal["model", "image"] = Field(
-        "model",
-        description="where superpixels and perturbations are made: at the model's input size, or "
-        "at the image's own as in the study",
-    )
-    n_val: int | None = Field(
-        None,
-        ge=1,
-        description="Val images with infection explained, to choose thresholds; null: all",
-    )
-    n_test: int | None = Field(
-        None, ge=1, description="Test images with infection explained; null: all"
-    )
-    panels: int = Field(6, ge=0, le=50, description="Test images drawn as infection maps")
-    explainers: tuple[AnyExplainer, ...] = Field(
-        (Lime(), GradCam(), WholeLung(), CentrePrior(), RandomSuperpixels()),
-        min_length=1,
-        description="the explainers compared",
-    )
-
-    @field_validator("explainers")
-    @classmethod
-    def _titles(cls, explainers: tuple[AnyExplainer, ...]) -> tuple[AnyExplainer, ...]:
-        titles = [e.title for e in explainers]
-        twice = sorted({t for t in titles if titles.count(t) > 1})
-        if twice:
-            raise ValueError(f"give each its own label, found twice: {', '.join(twice)}")
-        return explainers
-
-
-class Tracking(Settings):
-    """Where the figures are projected to. The run folder holds them whatever happens to it."""
-
-    uri: str | None = Field(
-        None, description="MLflow tracking URI; null: mlflow.db in the run folder"
-    )
-    experiment: str | None = Field(None, description="MLflow experiment; null: the sweep's name")
-    live: bool = Field(True, description="project while the sweep runs, not only at its end")
 
 
 class SweepConfig(Settings):
@@ -106,6 +51,13 @@ class SweepConfig(Settings):
     backbones: tuple[Recipe, ...] = Field(min_length=1, description="what is fine-tuned, and how")
     training: Training = Field(Training(), description="what holds for every trial")
     search: Search = Field(Search(), description="how hyperparameters are searched")
+    supervised: Segmentation | None = Field(
+        None, description="a U-Net that learns Train's infection masks, as a reference; null: none"
+    )
+    lungs: LungSegmentation | None = Field(
+        None,
+        description="a U-Net that finds the lungs of images that have no lung mask; null: none",
+    )
     explain: Explain = Field(Explain(), description="what is explained, and how")
     explainer_search: ExplainerSearch | None = Field(
         None, description="whether the explainers' settings are searched on Val; null: no"
@@ -166,10 +118,11 @@ class SweepConfig(Settings):
     @model_validator(mode="after")
     def _lungs(self) -> Self:
         inner = self.data.explain
-        if self.masks_lungs and isinstance(inner, CheXlocalize) and inner.lung_masks is None:
+        no_lungs = isinstance(inner, CheXlocalize) and inner.lung_masks is None
+        if self.masks_lungs and no_lungs and self.lungs is None:
             raise ValueError(
-                "preprocess.lung_masking: CheXlocalize has no lung masks: set it false, or "
-                "name a folder of them in data.explain.lung_masks"
+                "preprocess.lung_masking: CheXlocalize has no lung masks: set it false, name a "
+                "folder of them in data.explain.lung_masks, or have them predicted (lungs)"
             )
         return self
 
@@ -196,6 +149,18 @@ class SweepConfig(Settings):
         )
 
     @property
+    def supervised_recipe(self) -> Recipe | None:
+        """The supervised U-Net's, with the sweep's preprocessing and augmentation likewise."""
+        own = self.supervised
+        return None if own is None else own.filled(self.preprocess, self.training.augment)
+
+    @property
+    def lungs_recipe(self) -> Recipe | None:
+        """Likewise the lungs', without lung masking."""
+        own = self.lungs
+        return None if own is None else own.filled(self.preprocess, self.training.augment)
+
+    @property
     def base_preprocess(self) -> Preprocess:
         """What images go through where no trial is asked: of searched settings the first choice."""
         raw = {name: getattr(self.preprocess, name) for name in Preprocess.model_fields}
@@ -211,6 +176,8 @@ class SweepConfig(Settings):
     def masks_lungs(self) -> bool:
         """Whether any trial, or what is explained without one, can be masked to the lungs."""
         every = [r.preprocess for r in self.recipes] + [self.preprocess]
+        if self.supervised_recipe is not None:
+            every.append(self.supervised_recipe.preprocess)
         return any(True in values_of(one.lung_masking) for one in every)
 
     @property
@@ -226,13 +193,15 @@ class SweepConfig(Settings):
         data = _located(self.data)
         if data.explain is not None:
             data = data.model_copy(update={"explain": _located(data.explain)})
-        recipes = tuple(
-            r
-            if r.weights in ("hub", "none")
-            else r.model_copy(update={"weights": str(Path(r.weights).absolute())})
-            for r in self.backbones
-        )
-        return self.model_copy(update={"data": data, "backbones": recipes})
+        found: dict[str, Any] = {
+            "data": data,
+            "backbones": tuple(_with_weights_at(r) for r in self.backbones),
+        }
+        for name in ("supervised", "lungs"):
+            own = getattr(self, name)
+            if own is not None:
+                found[name] = own.model_copy(update={"recipe": _with_weights_at(own.recipe)})
+        return self.model_copy(update=found)
 
     @property
     def image_cache(self) -> str:
@@ -243,6 +212,13 @@ class SweepConfig(Settings):
     def run_folder(self) -> str:
         """Where everything of this sweep lies."""
         return f"{self.output.rstrip('/')}/{self.name}"
+
+
+def _with_weights_at(recipe: Recipe) -> Recipe:
+    """The recipe with an absolute path where its weights are a file."""
+    if recipe.weights in ("hub", "none"):
+        return recipe
+    return recipe.model_copy(update={"weights": str(Path(recipe.weights).absolute())})
 
 
 _AnyData = TypeVar("_AnyData", bound=Settings)

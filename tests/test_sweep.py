@@ -145,8 +145,8 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
         assert trials[~trials.best][[f"{name}_low", f"{name}_high"]].isna().all(axis=None), name
     assert list(scores.columns) == [
         *("trial_id", "backbone", "image_id", "split", "label", "predicted", "explainer"),
-        *("threshold_rule", "threshold", "iou", "dice", "hausdorff", "seconds", "n_forward"),
-        "error",
+        *("threshold_rule", "threshold", "iou", "dice", "hausdorff"),
+        *("severity", "severity_truth", "severity_error", "seconds", "n_forward", "error"),
     ]
     best = set(trials[trials.best].trial_id)
     # 2 best trials: 5 explainers on 5 images; 2 others: 4 cheap ones on the 2 of Val; 2 rules each

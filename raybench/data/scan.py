@@ -83,6 +83,7 @@ def scan(
     n_threads: int = 8,
     progress: Progress | None = None,
     taken: Taken | None = None,
+    lungs_to_come: bool = False,
 ) -> Scan:
     """Decode every image and mask of some splits, and say what cannot be used.
 
@@ -93,12 +94,14 @@ def scan(
         n_threads: files decoded at the same time, at least 1.
         progress: called in this thread with images done and images in all.
         taken: an image that is among these, or of one of these patients, is bad.
+        lungs_to_come: whether missing lung masks (not: empty ones) will be predicted.
 
     Raises:
         DataError: the layout is wrong, or `stop` and at least one image or mask is bad.
     """
     records = [r for r in dataset.records() if r.split in splits]
-    look = partial(_look, dataset, needs_lung_masks, taken or Taken({}))
+    lungs = (needs_lung_masks, needs_lung_masks and not lungs_to_come)
+    look = partial(_look, dataset, lungs, taken or Taken({}))
     looks = _look_at_all(look, records, n_threads, progress)
     bad = [look.problem for look in looks if look.problem is not None]
     if bad and on_bad_image == "stop":
@@ -204,16 +207,24 @@ def _look_at_all(
     return looks
 
 
-def _look(dataset: Dataset, needs_lung_masks: bool, taken: Taken, record: XrayRecord) -> _Look:
+def _look(
+    dataset: Dataset, needs_lungs: tuple[bool, bool], taken: Taken, record: XrayRecord
+) -> _Look:
+    """Look at one image.
+
+    Args:
+        needs_lungs: whether an empty lung mask is bad, and whether a missing one is.
+    """
     try:
         xray = dataset.load(record)
     except BadImageError as error:
         return _Look(problem=str(error))
-    if needs_lung_masks and (xray.lung_mask is None or not xray.lung_mask.any()):
+    if needs_lungs[1] if xray.lung_mask is None else needs_lungs[0] and not xray.lung_mask.any():
         what = "found none" if xray.lung_mask is None else "found an empty one"
         return _Look(
             problem=f"{record.image_id}: expected a lung mask, {what}; "
-            "set preprocess.lung_masking false to go without"
+            "set preprocess.lung_masking false to go without, or have missing ones predicted "
+            "(lungs)"
         )
     infected = xray.infection_mask is not None and bool(xray.infection_mask.any())
     pixels = _pixels_digest(xray.image)

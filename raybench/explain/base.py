@@ -52,6 +52,7 @@ class Explainer(Settings):
     )
 
     uses_model: ClassVar[bool] = True
+    is_probability: ClassVar[bool] = False
 
     looks_inside: ClassVar[bool] = False
     """Whether it reads one network's layers or gradients, and not its answers alone: then it cannot

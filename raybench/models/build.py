@@ -15,7 +15,7 @@ from raybench.errors import ModelError
 from raybench.models.backbones import Backbone, backbone
 from raybench.models.misfit import misfit
 
-_UNFIT = (
+UNFIT = (
     RuntimeError,
     SafetensorError,
     pickle.UnpicklingError,
@@ -50,7 +50,7 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
         raise ModelError(f"{name}: no weights file {weights!r}; give a file, `hub` or `none`")
     try:
         return _fresh_head(_from_file(facts, options, weights), facts)
-    except _UNFIT as error:
+    except UNFIT as error:
         why = _misfit(facts, options, weights) or brief(error)
         raise ModelError(
             f"{name}: {weights} does not fit ({why}); give weights made for {facts.timm_name}"
@@ -68,7 +68,7 @@ def _misfit(facts: Backbone, options: dict[str, Any], weights: str) -> str | Non
     try:
         found = timm.models.load_state_dict(weights, weights_only=True)
         held = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    except _UNFIT:
+    except UNFIT:
         return None
     with torch.device("meta"):
         net = _module(timm.create_model(facts.timm_name, pretrained=False, **options))

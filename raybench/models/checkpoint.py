@@ -22,7 +22,7 @@ from raybench.models.build import brief, build
 from raybench.models.ensemble import Ensemble, Member
 from raybench.models.misfit import misfit
 
-ENSEMBLE = "ensemble"
+ENSEMBLE: Literal["ensemble"] = "ensemble"
 """Name of the ensemble among trials, backbones and kinds of checkpoint."""
 
 
@@ -41,6 +41,7 @@ class Card:
         preprocess: the settings that its training images went through.
         scores: figures on Val of the epoch that was kept; of an ensemble none.
         members: an ensemble's, by trial, in the order of their prefixes; else empty.
+        kind: what the parameters are of: one classifier, several, or a U-Net.
     """
 
     backbone: str
@@ -49,19 +50,17 @@ class Card:
     preprocess: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     members: dict[str, Card] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> Literal["classifier", "ensemble"]:
-        """Whether it is one network or several."""
-        return "ensemble" if self.members else "classifier"
+    kind: Literal["classifier", "ensemble", "segmenter"] = "classifier"
 
 
 def _plain(card: Card) -> dict[str, Any]:
-    """A card as JSON; one network's says nothing of members."""
+    """A card as JSON; one classifier's says nothing of members or of other kinds."""
     raw = asdict(card)
-    raw.pop("members")
+    del raw["members"]
+    if card.kind == "classifier":
+        del raw["kind"]
     if card.members:
-        raw |= {"kind": card.kind, "members": {t: _plain(c) for t, c in card.members.items()}}
+        raw["members"] = {t: _plain(c) for t, c in card.members.items()}
     return raw
 
 
@@ -115,19 +114,32 @@ def _parse_card(metadata: dict[str, str] | None, where: str) -> Card:
 def _from_plain(raw: dict[str, Any]) -> Card:
     tuples = {"classes": tuple(raw["classes"]), "input_size": tuple(raw["input_size"])}
     members = {trial: _from_plain(card) for trial, card in raw.get("members", {}).items()}
-    kept = {key: value for key, value in raw.items() if key != "kind" or not members}
-    return Card(**(kept | tuples | {"members": members}))
+    return Card(**(raw | tuples | {"members": members}))
+
+
+def read_parts(data: bytes, where: str, *kinds: str) -> tuple[Card, dict[str, torch.Tensor]]:
+    """Card and parameters of a checkpoint, without a network to put them in.
+
+    Args:
+        kinds: what it may be of, as `Card.kind` has it.
+
+    Raises:
+        ModelError: not a checkpoint of raybench, a damaged one, or one of another kind.
+    """
+    card = card_of(data, where)
+    if card.kind not in kinds:
+        raise ModelError(f"{where}: expected the checkpoint of a {kinds[0]}, found a {card.kind}'s")
+    return card, _tensors(data, where)
 
 
 def load_checkpoint(data: bytes, where: str = "checkpoint") -> tuple[nn.Module, Card]:
     """The classifier that `save_checkpoint` wrote, or the `Ensemble` of `join`, in evaluation mode.
 
     Raises:
-        ModelError: not a checkpoint of raybench, or its tensors do not fit its backbone; the
-            message names those that do not, and how.
+        ModelError: not a classifier's checkpoint of raybench, or its tensors do not fit its
+            backbone; the message names those that do not, and how.
     """
-    card = card_of(data, where)
-    tensors = _tensors(data, where)
+    card, tensors = read_parts(data, where, "classifier", ENSEMBLE)
     net = _ensemble(card, tensors, where) if card.members else _fitted(card, tensors, where)
     return net.eval(), card
 
@@ -203,9 +215,8 @@ def _common(cards: dict[str, Card]) -> Card:
         )
     first = next(iter(cards.values()))
     heights, widths = zip(*(card.input_size for card in cards.values()), strict=True)
-    return Card(
-        ENSEMBLE, first.classes, (max(heights), max(widths)), first.preprocess, members=cards
-    )
+    size = (max(heights), max(widths))
+    return Card(ENSEMBLE, first.classes, size, first.preprocess, members=cards, kind=ENSEMBLE)
 
 
 def _image_facts(card: Card) -> dict[str, Any]:

@@ -21,7 +21,14 @@ REFERENCES = ("whole_lung", "centre_prior", "random_superpixels", "intensity", "
 GREYS = ("#8C8C8C", "#C4C4C4", "#E2E2E2")
 
 
-def explainer_bars(leaderboard: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
+SUPERVISED_COLOUR = ("#009E73", "#7CCDB5", "#BFE6DA")
+
+
+def explainer_bars(
+    leaderboard: pd.DataFrame,
+    references: Sequence[str] = REFERENCES,
+    supervised: str | None = None,
+) -> Figure:
     """Mean IoU and Dice of every explainer, a column of panels a backbone, a bar a threshold rule.
 
     The references are grey and hatched, below the others, and a dashed line carries the best of
@@ -33,6 +40,8 @@ def explainer_bars(leaderboard: pd.DataFrame, references: Sequence[str] = REFERE
             row each combination. Where `iou_low` and `iou_high` (`dice_low`, `dice_high`) are
             there, they are drawn as the interval.
         references: explainers that look at no model.
+        supervised: the row of the network that learned from masks, drawn apart below all others,
+            in every column; None: there is none.
 
     Raises:
         ValueError: a column is missing, there are no rows, or a combination comes twice.
@@ -42,10 +51,11 @@ def explainer_bars(leaderboard: pd.DataFrame, references: Sequence[str] = REFERE
     leaderboard = leaderboard.fillna({"backbone": ""})
     if leaderboard.duplicated(key).any():
         raise ValueError(f"expected one row each {key}, but some come twice: pick one study first")
-    known = leaderboard["explainer"].isin(list(references))
+    learned = leaderboard["explainer"] == supervised
+    known = leaderboard["explainer"].isin(list(references)) | learned
     shown = leaderboard if known.all() else leaderboard[~known]
     backbones = list(dict.fromkeys(shown["backbone"]))
-    ordered = pd.concat([leaderboard[~known], leaderboard[known]])
+    ordered = pd.concat([leaderboard[~known], leaderboard[known & ~learned], leaderboard[learned]])
     explainers = list(dict.fromkeys(ordered["explainer"]))
     rules = list(dict.fromkeys(leaderboard["threshold_rule"]))
     height = 1.0 + 0.2 * len(explainers) * (len(rules) + 0.5)
@@ -56,13 +66,14 @@ def explainer_bars(leaderboard: pd.DataFrame, references: Sequence[str] = REFERE
         for ax, backbone in zip(axes, backbones, strict=True):
             here = leaderboard["backbone"] == backbone
             stray = known & ~leaderboard["backbone"].isin(backbones)
-            _bars(ax, leaderboard[here | stray], metric, explainers, rules, references)
+            _bars(ax, leaderboard[here | stray], metric, explainers, rules, references, supervised)
             ax.set_title(str(backbone), fontsize=10)
             ax.set_xlabel({"iou": "mean IoU", "dice": "mean Dice"}[metric])
         longest = max(float(ax.dataLim.x1) for ax in axes)
         axes[0].set_xlim(0, 1.25 * longest if longest > 0 else 1)
     grid[0, 0].invert_yaxis()
-    _bar_legend(figure, rules, sorted(set(leaderboard["n"])), bool(known.any()))
+    kinds = (bool((known & ~learned).any()), bool(learned.any()))
+    _bar_legend(figure, rules, sorted(set(leaderboard["n"])), *kinds)
     return figure
 
 
@@ -73,6 +84,7 @@ def _bars(
     explainers: Sequence[str],
     rules: Sequence[str],
     references: Sequence[str],
+    supervised: str | None,
 ) -> None:
     thick = 0.8 / len(rules)
     best = 0.0
@@ -86,6 +98,8 @@ def _bars(
         if explainer in references:
             style: Any = {"color": GREYS[rule % 3], "hatch": "////", "edgecolor": "white"}
             best = max(best, value)
+        elif explainer == supervised:
+            style = {"color": SUPERVISED_COLOUR[rule % 3], "hatch": "....", "edgecolor": "white"}
         else:
             style = {"color": COLOURS[rule % len(COLOURS)]}
         ax.barh(y, value, 0.92 * thick, linewidth=0, **style)
@@ -108,7 +122,9 @@ def _value(ax: Axes, x: float, y: float, text: str) -> None:
     ax.annotate(text, (x, y), (3, 0), textcoords="offset points", **style)
 
 
-def _bar_legend(figure: Figure, rules: Sequence[str], counts: list[Any], references: bool) -> None:
+def _bar_legend(
+    figure: Figure, rules: Sequence[str], counts: list[Any], references: bool, supervised: bool
+) -> None:
     handles: list[Any] = [
         Patch(color=COLOURS[index % len(COLOURS)], label=f"threshold: {rule}")
         for index, rule in enumerate(rules)
@@ -117,6 +133,9 @@ def _bar_legend(figure: Figure, rules: Sequence[str], counts: list[Any], referen
         style: Any = {"facecolor": GREYS[0], "edgecolor": "white", "hatch": "////"}
         handles.append(Patch(label="reference, no model", **style))
         handles.append(Line2D([], [], color="#555555", linestyle="--", label="best reference"))
+    if supervised:
+        style = {"facecolor": SUPERVISED_COLOUR[0], "edgecolor": "white", "hatch": "...."}
+        handles.append(Patch(label="U-Net that learned from masks", **style))
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     figure.legend(
         handles=handles,

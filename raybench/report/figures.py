@@ -22,12 +22,14 @@ from raybench.report.classification import (
 )
 from raybench.report.panel import PanelCell, PanelRow, explanation_panel
 from raybench.report.pareto import pareto
+from raybench.report.severity import SeverityPanel, severity_scatter
 from raybench.report.style import COLOURS, clean, need, png
 
 __all__ = [
     "REFERENCES",
     "PanelCell",
     "PanelRow",
+    "SeverityPanel",
     "confusion_matrix",
     "explainer_bars",
     "explanation_panel",
@@ -36,6 +38,7 @@ __all__ = [
     "precision_recall_curves",
     "reliability_diagram",
     "roc_curves",
+    "severity_scatter",
     "training_curves",
 ]
 

@@ -51,7 +51,13 @@ def min_max(values: Values) -> Values:
     return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
-def binarise(values: Values, threshold: float, clip: Mask | None = None, median: int = 0) -> Mask:
+def binarise(
+    values: Values,
+    threshold: float,
+    clip: Mask | None = None,
+    median: int = 0,
+    stretch: bool = True,
+) -> Mask:
     """The salient mask: min-max, then above the threshold, then within `clip`, then smoothed.
 
     Smoothing comes last, as in the study, so it may set single pixels just outside `clip`, in its
@@ -62,6 +68,7 @@ def binarise(values: Values, threshold: float, clip: Mask | None = None, median:
         threshold: on the stretched map; a pixel is salient where it is strictly above.
         clip: bool `[H, W]`, what lies outside is never salient (the lungs); None clips nothing.
         median: side of the square median filter in pixels, odd; 0 for none (the study: 5).
+        stretch: false for a map that is in [0, 1] already and means it, such as probabilities.
 
     Returns:
         bool `[H, W]`.
@@ -70,7 +77,7 @@ def binarise(values: Values, threshold: float, clip: Mask | None = None, median:
         ValueError: the map is not finite, `clip` is no bool mask of its shape, or `median` is even.
     """
     _check(values, clip, median)
-    salient = min_max(values) > np.float32(threshold)
+    salient = _scaled(values, stretch) > np.float32(threshold)
     if clip is not None:
         salient = salient & clip
     if median > 1:
@@ -84,6 +91,7 @@ def choose_threshold(
     clips: Iterable[Mask | None] | None = None,
     median: int = 0,
     candidates: Sequence[float] = CANDIDATES,
+    stretch: bool = True,
 ) -> tuple[float, float]:
     """The threshold with the highest mean IoU over images; to be called on Val, never on Test.
 
@@ -97,6 +105,7 @@ def choose_threshold(
         clips: lung masks in the same order, None for a map that is not clipped; None for all.
         median: as in `binarise`.
         candidates: thresholds to try, at most 255, in any order.
+        stretch: as in `binarise`.
 
     Returns:
         The threshold and its mean IoU, 0 to 1.
@@ -116,7 +125,7 @@ def choose_threshold(
     # An endless `repeat` can never run out together with the maps.
     triples = zip(pairs, lungs, strict=clips is not None)
     for (values, truth), clip in triples:
-        total += iou_at(grid, values, truth, clip, median)
+        total += iou_at(grid, values, truth, clip, median, stretch)
         n_images += 1
     if n_images == 0:
         raise ValueError("expected at least one image to choose a threshold on, but got none")
@@ -128,13 +137,18 @@ def choose_threshold(
 
 
 def iou_at(
-    grid: NDArray[np.float64], values: Values, truth: Mask, clip: Mask | None, median: int
+    grid: NDArray[np.float64],
+    values: Values,
+    truth: Mask,
+    clip: Mask | None,
+    median: int,
+    stretch: bool = True,
 ) -> NDArray[np.float64]:
     """IoU of one image at every threshold of a grid, from one histogram.
 
     Args:
         grid: `[C]`, at most 255 thresholds in ascending order.
-        values, truth, clip, median: as for `choose_threshold`, of one image.
+        values, truth, clip, median, stretch: as for `choose_threshold`, of one image.
 
     Returns:
         `[C]`, what `binarise` and `overlap.iou` give.
@@ -149,7 +163,8 @@ def iou_at(
             f"{truth.shape}"
         )
     # A pixel's level is how many thresholds it lies strictly above.
-    levels = np.searchsorted(grid.astype(np.float32), min_max(values), side="left").astype(np.uint8)
+    scaled = _scaled(values, stretch)
+    levels = np.searchsorted(grid.astype(np.float32), scaled, side="left").astype(np.uint8)
     if clip is not None:
         levels[~clip] = 0
     if median > 1:
@@ -158,6 +173,16 @@ def iou_at(
     both = _above(levels[truth], grid.size)
     union = n_predicted + np.count_nonzero(truth) - both
     return np.where(union > 0, both / np.maximum(union, 1), 1.0)
+
+
+def _scaled(values: Values, stretch: bool) -> Values:
+    """The map on the scale of the thresholds, float32."""
+    if stretch:
+        return min_max(values)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # NaN is refused too
+        raise ValueError(f"expected values in [0, 1], but they run from {low} to {high}")
+    return values.astype(np.float32)
 
 
 def _above(levels: NDArray[np.uint8], n_candidates: int) -> NDArray[np.int64]:

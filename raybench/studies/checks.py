@@ -19,7 +19,10 @@ from raybench.explain.spaces import NEED_LUNGS
 from raybench.models.backbones import module_at
 from raybench.models.build import build
 from raybench.models.runtime import check_backend
+from raybench.models.unet import build_unet
 from raybench.studies.context import explained_images, progress_bar
+from raybench.studies.lungs_stage import check_lungs_to_learn
+from raybench.studies.supervised_stage import absent
 from raybench.tracking.mlflow_projection import check_uri
 from raybench.types import SPLITS, Dataset, Split, XrayRecord
 
@@ -74,6 +77,7 @@ def look(config: SweepConfig, resume: bool) -> Found:
     for recipe in config.backbones:
         if recipe.weights != "none":
             build(recipe.name, len(dataset.classes), recipe.weights)
+    _check_unets(config, found.trained.records)
     return found
 
 
@@ -85,11 +89,21 @@ def check_names(config: SweepConfig, records: Sequence[XrayRecord]) -> None:
     """
     inner = config.data.explain
     check(records, config.data, SPLITS, "Test" if inner is None else None)
+    if config.lungs is not None:
+        check_lungs_to_learn(records)
     if inner is not None:
         problems = class_problems(config.data.classes, inner)
         if problems:
             raise ConfigError(problems)
         _check_explained(inner, inner.records())
+
+
+def _check_unets(config: SweepConfig, records: Sequence[XrayRecord]) -> None:
+    """Whether the weights of the U-Nets that will be trained can be had."""
+    if config.supervised is not None and absent(config.data, records) is None:
+        build_unet(config.supervised.recipe.name, config.supervised.recipe.weights)
+    if config.lungs is not None:
+        build_unet(config.lungs.recipe.name, config.lungs.recipe.weights)
 
 
 def _check_explained(inner: Explained, records: Sequence[XrayRecord]) -> None:
@@ -147,6 +161,7 @@ def _look_at(
             needs_lungs,
             progress=lambda done, _: bar.update(done - bar.n),
             taken=taken,
+            lungs_to_come=config.lungs is not None,
         )
     finally:
         bar.close()
@@ -164,9 +179,11 @@ def _check_lungs(config: SweepConfig) -> bool:
     if goal is not None and goal.explainer.needs_lungs:
         needing["search.localisation.explainer"] = goal.explainer.title
     source: Dataset = config.data if config.data.explain is None else config.data.explain
-    if needing and all(record.lung_mask is None for record in source.records()):
+    to_come = config.lungs is not None
+    if needing and not to_come and all(r.lung_mask is None for r in source.records()):
         where = "data" if config.data.explain is None else "data.explain"
-        said = f"needs lung masks and {where} has none: name them there, or leave it out"
+        said = f"needs lung masks and {where} has none: name them there, predict them (lungs)"
+        said += ", or leave it out"
         raise ConfigError([f"{path}: {title} {said}" for path, title in needing.items()])
     return bool(needing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from raybench.config import SweepConfig
 from raybench.data.across import Explained
+from raybench.data.lungs import WithLungs
 from raybench.data.preprocess import Preprocess
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
@@ -21,6 +23,8 @@ from raybench.models.checkpoint import ENSEMBLE
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Dataset, Split, XrayRecord
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Context:
     dataset: Dataset
     records: tuple[XrayRecord, ...]
     explained: dict[Split, tuple[XrayRecord, ...]]
-    other: Explained | None = None
+    other: Explained | WithLungs | None = None
     data_digest: str = ""
 
     @property
@@ -114,6 +118,13 @@ class Context:
         yield
         seconds = round(time.perf_counter() - started, 3)
         self.run.events.append("stage_finished", stage=name, seconds=seconds, **counts)
+
+    def warn_once(self, text: str) -> None:
+        """A `warning` event, and a line of the log, unless the sweep has it already."""
+        said = (e["message"] for e in self.run.events.read() if e["kind"] == "warning")
+        if text not in said:
+            log.warning("%s", text)
+            self.run.events.append("warning", message=text)
 
     def has_finished(self, stage: str) -> bool:
         """Whether a stage came to its end, now or before an interruption."""

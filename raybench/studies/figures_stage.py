@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raybench.config_search import TUNED
 from raybench.data.preprocess import resize_gray
 from raybench.explain import Explainer, Lime
 from raybench.report.figures import (
     PanelCell,
     PanelRow,
+    SeverityPanel,
     confusion_matrix,
     explainer_bars,
     explanation_panel,
@@ -22,6 +24,7 @@ from raybench.report.figures import (
     precision_recall_curves,
     reliability_diagram,
     roc_curves,
+    severity_scatter,
     training_curves,
 )
 from raybench.report.infection_map import infection_map, superpixel_map
@@ -30,7 +33,9 @@ from raybench.scoring.classification import confusion, reliability
 from raybench.studies.context import Context, Winners, explains
 from raybench.studies.ensemble_stage import shown
 from raybench.studies.judge_stage import predictions_of
+from raybench.studies.supervised_stage import Supervised
 from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
+from raybench.training.segment import SUPERVISED
 from raybench.types import Gray
 
 _Maps = dict[tuple[str, str], Mapping[Hashable, Any]]
@@ -42,6 +47,7 @@ def draw(
     scores: pd.DataFrame,
     board: pd.DataFrame,
     winners: Winners,
+    supervised: Supervised | None = None,
 ) -> None:
     """Draw everything anew into `figures/`.
 
@@ -50,10 +56,11 @@ def draw(
         scores: the table of `score_stage.score`.
         board: the leaderboard.
         winners: of the search over settings.
+        supervised: the U-Net, where there is one.
     """
     run = context.run
     with context.stage("drawing"):
-        epochs = _epochs(context)
+        epochs = _epochs(context, judged)
         best = list(judged[judged.best].trial_id)
         if len(epochs):
             run.write_figure("training_curves.png", png(training_curves(epochs, best)))
@@ -65,14 +72,17 @@ def draw(
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]
         if len(board):
-            run.write_figure("explainers.png", png(explainer_bars(board, references)))
+            unet = None if supervised is None else supervised.title
+            run.write_figure("explainers.png", png(explainer_bars(board, references, unet)))
+            if scores.severity.notna().any():
+                run.write_figure("severity.png", png(_severity(context, scores, board)))
         searched = run.read_csv("explainer_search.csv")
         if len(searched):
             run.write_figure("pareto.png", png(pareto(searched)))
         for trial in shown(judged).to_dict("records"):
             _classification(context, trial)
             if context.config.explain.panels:
-                figure = _panel(context, trial, scores)
+                figure = _panel(context, trial, scores, supervised)
                 run.write_figure(f"infection_maps_{trial['trial_id']}.png", png(figure))
 
 
@@ -80,9 +90,11 @@ def _explainers(context: Context, trial_id: str) -> list[Explainer]:
     return [e for e in context.config.explain.explainers if explains(e, trial_id)]
 
 
-def _epochs(context: Context) -> pd.DataFrame:
-    """A row an epoch and trial; of one that was trained twice the last counts."""
-    frame = pd.DataFrame([e for e in context.run.events.read() if e["kind"] == "epoch"])
+def _epochs(context: Context, judged: pd.DataFrame) -> pd.DataFrame:
+    """A row an epoch and classifier's trial; of one that was trained twice the last counts."""
+    ids = set(judged.trial_id)
+    events = context.run.events.read()
+    frame = pd.DataFrame([e for e in events if e["kind"] == "epoch" and e["trial_id"] in ids])
     if frame.empty:
         return frame
     return frame.drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(
@@ -109,13 +121,45 @@ def _classification(context: Context, trial: Mapping[Hashable, Any]) -> None:
         context.run.write_figure(f"{name}_{trial['trial_id']}.png", png(figure))
 
 
-def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame) -> Figure:
+def _severity(context: Context, scores: pd.DataFrame, board: pd.DataFrame) -> Figure:
+    """Shares of Test by every explainer of the best trials, by the `val` rule where there is one.
+
+    What asks no model is the same for every trial and shown once.
+    """
+    own = {e.title for e in context.config.explain.explainers if not e.uses_model}
+    shared = own | {f"{title}{TUNED}" for title in own}
+    ranked = board.sort_values("threshold_rule", ascending=False)  # `val` before `fixed`
+    alone = ranked.explainer.isin([*shared, SUPERVISED])
+    ranked = ranked.assign(whose=ranked.backbone.where(~alone, ""))
+    test = scores[(scores.split == "Test") & scores.error.isna()]
+    shown = []
+    for row in (
+        ranked.drop_duplicates(["whose", "explainer"])
+        .sort_values("severity_mae", kind="stable")
+        .to_dict("records")
+    ):
+        part = test[
+            (test.trial_id == row["trial_id"])
+            & (test.explainer == row["explainer"])
+            & (test.threshold_rule == row["threshold_rule"])
+        ]
+        drawn, found = part.severity_truth.to_numpy(), part.severity.to_numpy()
+        shown.append(SeverityPanel(str(row["explainer"]), str(row["whose"]), drawn, found))
+    return severity_scatter(shown, reference=SUPERVISED)
+
+
+def _panel(
+    context: Context,
+    trial: Mapping[Hashable, Any],
+    scores: pd.DataFrame,
+    supervised: Supervised | None,
+) -> Figure:
     """Infection maps of some Test images by every explainer, the IoU of the `val` rule beneath."""
     wanted = context.explained["Test"]
     n = min(context.config.explain.panels, len(wanted))
     records = [wanted[i * len(wanted) // n] for i in range(n)]
     trial_id = str(trial["trial_id"])
-    maps = _rows(context, trial_id, [r.image_id for r in records])
+    maps = _rows(context, trial_id, [r.image_id for r in records], supervised)
     rows = []
     for record in records:
         xray = context.source.load(record)
@@ -123,6 +167,9 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
         cells: list[PanelCell] = []
         for explainer in _explainers(context, trial_id):
             cells += _cells(maps, trial_id, explainer, record.image_id, image, scores)
+        if supervised is not None:
+            whose = supervised.trial_id
+            cells += _cells(maps, whose, supervised, record.image_id, image, scores)
         name = record.image_id.rsplit("/", 1)[-1]
         rows.append(PanelRow(name, image, xray.lung_mask, xray.infection_mask, tuple(cells)))
     return explanation_panel(rows, f"{trial['backbone']} ({trial['trial_id']}), Test")
@@ -131,7 +178,7 @@ def _panel(context: Context, trial: Mapping[Hashable, Any], scores: pd.DataFrame
 def _cells(
     maps: _Maps,
     trial_id: str,
-    explainer: Explainer,
+    explainer: Explainer | Supervised,
     image_id: str,
     image: Gray,
     scores: pd.DataFrame,
@@ -156,14 +203,21 @@ def _cells(
     return cells
 
 
-def _rows(context: Context, trial_id: str, image_ids: Sequence[str]) -> _Maps:
+def _rows(
+    context: Context, trial_id: str, image_ids: Sequence[str], supervised: Supervised | None
+) -> _Maps:
     """The maps of some images by every explainer, by explainer and image."""
     found: _Maps = {}
-    for explainer in _explainers(context, trial_id):
-        table = table_name(trial_id if explainer.uses_model else NO_TRIAL, explainer.title)
+    tables = {
+        e.title: table_name(trial_id if e.uses_model else NO_TRIAL, e.title)
+        for e in _explainers(context, trial_id)
+    }
+    if supervised is not None:
+        tables[supervised.title] = supervised.table
+    for title, table in tables.items():
         for row in last_rows(context.run, table):
             if row["image_id"] in image_ids:
-                found[explainer.title, row["image_id"]] = row
+                found[title, row["image_id"]] = row
     return found
 
 

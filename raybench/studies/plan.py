@@ -11,6 +11,7 @@ from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
+from raybench.studies import lungs_stage, supervised_stage
 from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -23,11 +24,13 @@ class Plan:
     Attributes:
         images: images by split and class.
         explained: images explained, by split.
+        records: of the data set that classifiers are trained on.
     """
 
     config: SweepConfig
     images: dict[Split, dict[str, int]]
     explained: dict[Split, int]
+    records: Sequence[XrayRecord] = ()
 
     @property
     def n_trials(self) -> int:
@@ -143,10 +146,10 @@ def make_plan(
         images[record.split][record.label] += 1
     limits: dict[Split, int | None] = {"Val": config.explain.n_val, "Test": config.explain.n_test}
     source = config.data.explain or config.data
-    if config.data.explain is not None:
-        records = config.data.explain.records()
-    explained = explained_images(records, source.infection_class, limits, with_infection)
-    return Plan(config, images, {split: len(chosen) for split, chosen in explained.items()})
+    theirs = records if config.data.explain is None else config.data.explain.records()
+    explained = explained_images(theirs, source.infection_class, limits, with_infection)
+    counts = {split: len(chosen) for split, chosen in explained.items()}
+    return Plan(config, images, counts, tuple(records))
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -166,6 +169,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
     yield from _cache_lines(plan)
+    yield from lungs_stage.plan_lines(config, plan.records)
+    yield from supervised_stage.plan_lines(config, plan.records)
     yield from _explain_lines(plan)
     yield from _search_lines(plan)
     n_files = plan.n_trials + bool(plan.n_members)
@@ -174,7 +179,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     found = "" if config.explainer_search is None else " explainer_search.csv,"
     yield f"  leaderboard.csv,{found} figures/*.png, checkpoints/ ({n_files} files and cards),"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
-    yield f"  parts/ (predictions and attribution maps), {tracked}"
+    unets = [name for name in ("supervised", "lungs") if getattr(config, name) is not None]
+    tables = "".join(f" trials_{name}.csv," for name in unets)
+    yield f"  parts/ (predictions and attribution maps),{tables} {tracked}"
 
 
 def _budget_lines(config: SweepConfig) -> Iterator[str]:

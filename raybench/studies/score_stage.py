@@ -13,7 +13,9 @@ from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.scoring.binarise import binarise, choose_threshold, oriented
 from raybench.scoring.metrics import METRICS, localisation_scores
+from raybench.scoring.severity import SEVERITY, severity_scores
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
+from raybench.studies.supervised_stage import Supervised
 from raybench.studies.truths import Truth, load_truths
 from raybench.tracking.maps import NO_TRIAL, last_rows, table_name, values_of
 from raybench.types import Split, Values
@@ -29,6 +31,7 @@ COLUMNS = (
     "threshold_rule",
     "threshold",
     *METRICS,
+    *SEVERITY,
     "seconds",
     "n_forward",
     "error",
@@ -42,7 +45,11 @@ _MAP_COLUMNS = (
 
 
 def score(
-    context: Context, judged: pd.DataFrame, full: Sequence[str], winners: Winners
+    context: Context,
+    judged: pd.DataFrame,
+    full: Sequence[str],
+    winners: Winners,
+    supervised: Supervised | None = None,
 ) -> pd.DataFrame:
     """Score every map under both threshold rules and write `scores.parquet`.
 
@@ -55,11 +62,18 @@ def score(
         judged: trials with `trial_id`, `backbone` and `has_checkpoint`.
         full: trials with figures on Test.
         winners: of the search over settings.
+        supervised: the U-Net whose maps are scored likewise, under its own trial.
 
     Returns:
         The table, columns as in `COLUMNS`.
     """
     truths = load_truths(context)
+    lacking = sum(truth.lungs is None for truth in truths.values())
+    if lacking:
+        context.warn_once(
+            f"no severity for {lacking} of {len(truths)} explained images: they have no lung mask "
+            "(`lungs` predicts them)"
+        )
     predicted = _predicted(context)
     usable = judged[judged.has_checkpoint]
     rows: list[dict[str, Any]] = []
@@ -77,6 +91,10 @@ def score(
                         rows.append(whose | row | {"predicted": answer})
                 bar.update(1)
         bar.close()
+        if supervised is not None:
+            whose = {"trial_id": supervised.trial_id, "backbone": supervised.backbone}
+            scored = _Scored(supervised, ("fixed", "val"), None)
+            rows += [whose | r for r in _score_table(context, supervised.table, scored, truths)]
     table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
     context.run.write_parquet("scores.parquet", table_of_scores)
     return table_of_scores
@@ -84,12 +102,12 @@ def score(
 
 @dataclass(frozen=True)
 class _Scored:
-    """An explainer, the rules it is scored by, and the Val images its threshold is chosen on.
+    """An explainer or the supervised U-Net, its rules, and the Val images for its threshold.
 
     None: all that it can explain.
     """
 
-    explainer: Explainer
+    explainer: Explainer | Supervised
     rules: Sequence[Rule]
     images: frozenset[str] | None
 
@@ -154,14 +172,17 @@ def _score_table(
 
 
 def _score_one(
-    row: Mapping[Hashable, Any], explainer: Explainer, threshold: float, truth: Truth
+    row: Mapping[Hashable, Any], explainer: Explainer | Supervised, threshold: float, truth: Truth
 ) -> dict[str, float]:
     if not pd.isna(row["error"]):
         return {}
     clip = truth.lungs if explainer.clip_to_lungs else None
     values = oriented(values_of(row), explainer.sign)
-    salient = binarise(values, threshold, clip, explainer.median_filter)
-    return localisation_scores(salient, truth.infection)
+    stretch = not explainer.is_probability
+    salient = binarise(values, threshold, clip, explainer.median_filter, stretch)
+    return localisation_scores(salient, truth.infection) | severity_scores(
+        salient, truth.infection, truth.lungs
+    )
 
 
 def _val_threshold(
@@ -181,6 +202,7 @@ def _val_threshold(
         (truth.infection for _, truth in masks),
         (truth.lungs if clip else None for _, truth in lungs),
         explainer.median_filter,
+        stretch=not explainer.is_probability,
     )[0]
 
 
@@ -190,27 +212,3 @@ def _val_maps(
     for row in last_rows(context.run, table, _MAP_COLUMNS):
         if row["split"] == "Val" and pd.isna(row["error"]) and row["image_id"] in truths:
             yield values_of(row), truths[row["image_id"]]
-
-
-def leaderboard(scores: pd.DataFrame, best: Sequence[str]) -> pd.DataFrame:
-    """Means over the Test images of the best trials and the ensemble, a row an explainer and rule.
-
-    Images with an error are counted in `n_errors` and left out; an undefined Hausdorff distance
-    (an empty mask) is left out of its mean alone, as in the study, and counted in `n_empty`.
-    """
-    part = scores[(scores.split == "Test") & scores.trial_id.isin(list(best))]
-    rows = []
-    keys = ["backbone", "trial_id", "explainer", "threshold_rule"]
-    for key, group in part.groupby(keys, sort=False):
-        good = group[group.error.isna()]
-        row = dict(zip(keys, key, strict=True)) | {"n": len(good)}
-        row |= {name: good[name].mean() for name in METRICS}
-        row |= {
-            "threshold": group.threshold.iloc[0],
-            "n_errors": len(group) - len(good),
-            "n_empty": int(good.hausdorff.isna().sum()),
-            "seconds": good.seconds.mean(),
-            "n_forward": good.n_forward.mean(),
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)

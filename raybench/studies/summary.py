@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybench.tracking.run_folder import RunFolder
+from raybench.training.segment import SUPERVISED
 
 
 def show(run: RunFolder, console: Console) -> None:
@@ -19,6 +20,8 @@ def show(run: RunFolder, console: Console) -> None:
     console.print(_trials(trials))
     for table in _boards(board) if len(board) else ():
         console.print(table)
+    for line in _lungs(run):
+        console.print(line, highlight=False)
     warnings = [e["message"] for e in run.events.read() if e["kind"] == "warning"]
     for message in dict.fromkeys(warnings):
         short = message if len(message) < 600 else f"{message[:600]}... (all in events.jsonl)"
@@ -26,6 +29,8 @@ def show(run: RunFolder, console: Console) -> None:
     console.print(f"\nEverything lies in {run.path}/", highlight=False, soft_wrap=True)
     for name, meaning in (
         ("leaderboard.csv", "the table above"),
+        ("trials_supervised.csv", "a row a trial of the supervised U-Net"),
+        ("trials_lungs.csv", "a row a trial of the U-Net that finds lungs"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),
         ("explainer_search.csv", "a row a setting of an explainer that was tried"),
         ("figures/", "infection maps, curves, ROC, calibration, confusion matrices, bars"),
@@ -35,7 +40,17 @@ def show(run: RunFolder, console: Console) -> None:
         ),
     ):
         if run.storage.exists(name.rstrip("/")):
-            console.print(f"  {name:<20} {meaning}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<22} {meaning}", highlight=False, soft_wrap=True)
+
+
+def _lungs(run: RunFolder) -> Iterator[str]:
+    """What is said of predicted lung masks."""
+    found = [e for e in run.events.read() if e["kind"] == "lungs"][-1:]
+    for event in found:
+        yield (
+            f"Lung masks of {event['predicted']:,} images are predicted by a U-Net (Dice "
+            f"{event['val_dice']:.3f} on Val), not the data set's own."
+        )
 
 
 def _number(value: object, digits: int = 3) -> str:
@@ -76,8 +91,11 @@ def _trials(frame: pd.DataFrame) -> Table:
 
 
 def _boards(frame: pd.DataFrame) -> Iterator[Table]:
-    numbers = ("n", "IoU", "Dice", "Hausdorff", "passes")
-    for backbone, part in frame.groupby("backbone", sort=True):
+    numbers = ("n", "IoU", "Dice", "Hausdorff", "severity err.", "passes")
+    is_unet = frame.explainer == SUPERVISED
+    unet = frame[is_unet]
+    for backbone, own in frame[~is_unet].groupby("backbone", sort=True):
+        part = pd.concat([own, unet])
         title = f"{backbone}: localisation on Test, means over images"
         table = _table(title, ("explainer", "threshold"), numbers)
         for row in part.sort_values("iou", ascending=False).to_dict("records"):
@@ -88,6 +106,7 @@ def _boards(frame: pd.DataFrame) -> Iterator[Table]:
                 _number(row["iou"]),
                 _number(row["dice"]),
                 _number(row["hausdorff"], 1),
+                _number(row.get("severity_mae")),
                 _number(row["n_forward"], 0),
             )
         yield table

@@ -21,11 +21,14 @@ from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
+from raybench.studies.leaderboard import leaderboard
+from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
-from raybench.studies.score_stage import leaderboard, score
+from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.shortcut_check import warn_of_shortcuts
 from raybench.studies.summary import show
+from raybench.studies.supervised_stage import supervise
 from raybench.studies.train_stage import train
 from raybench.tracking.live import LiveProjection
 from raybench.tracking.run_folder import RunFolder
@@ -132,7 +135,9 @@ def _compute(context: Context, resume: bool) -> None:
         else None
     )
     try:
+        context = with_lungs(context, resume)
         trials = train(context, resume)
+        supervised = supervise(context, resume)
         pool = _pool(context)
         try:
             judged, full = judge(context, pool, trials)
@@ -142,10 +147,10 @@ def _compute(context: Context, resume: bool) -> None:
             explain(context, pool, sizes, full, winners)
         finally:
             pool.close()
-        scores = score(context, judged, full, winners)
-        board = leaderboard(scores, list(shown(judged).trial_id))
+        scores = score(context, judged, full, winners, supervised)
+        board = leaderboard(scores, list(shown(judged).trial_id), context, supervised)
         run.write_csv("leaderboard.csv", board)
-        draw(context, judged, scores, board, winners)
+        draw(context, judged, scores, board, winners, supervised)
         run.mark_finished()
     except BaseException:
         if live is not None:

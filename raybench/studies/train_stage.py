@@ -26,23 +26,51 @@ from raybench.training.tune import TrialResult, search
 log = logging.getLogger(__name__)
 
 
-class _Listener:
-    """Writes what Tune says into the event log, and moves the bar."""
+def trial_of(task: str, trial_id: str) -> str:
+    """The id of a U-Net's trial: `supervised_t0001`."""
+    return f"{task}_{trial_id}"
 
-    def __init__(self, context: Context) -> None:
+
+def unet_title(recipe: Recipe) -> str:
+    """What stands for a U-Net where a classifier's backbone would."""
+    return f"unet-{recipe.name}"
+
+
+class Listener:
+    """Writes what Tune says into the event log, and moves the bar.
+
+    Args:
+        n_epochs: of all trials together.
+        n_images: that an epoch looks at.
+        task: what is trained, where it is not the classifiers: trials are told apart by it.
+        score: the task's, as in `val_accuracy`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        n_epochs: int,
+        n_images: int,
+        task: str = "",
+        score: str = "accuracy",
+    ) -> None:
         self._events = context.run.events
-        config = context.config
-        per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
+        self._task, self._score, self._n_images = task, score, n_images
         self._seen: dict[str, int] = {}
         self._last: dict[str, Mapping[str, Any]] = {}
         for event in self._events.read():  # of before an interruption
-            if event["kind"] == "epoch":
+            if event["kind"] == "epoch" and event.get("task", "") == task:
                 self._last[str(event["trial_id"])] = event
                 self._count(str(event["trial_id"]), int(event["epoch"]) + 1)
-        total = per_backbone * config.search.trials_per_backbone
-        self._bar = progress_bar(total, "training", "epoch")
+        self._bar = progress_bar(n_epochs, " ".join(["training", task]).strip(), "epoch")
         self._bar.initial = self._bar.n = sum(self._seen.values())
-        self._n_images = len(context.of("Train"))
+
+    def _whose(self, trial_id: str, recipe: Recipe) -> dict[str, Any]:
+        """What names a trial in an event."""
+        if not self._task:
+            return {"trial_id": trial_id, "backbone": recipe.name}
+        named = {"trial_id": trial_of(self._task, trial_id), "backbone": unet_title(recipe)}
+        return named | {"task": self._task}
 
     def _count(self, trial_id: str, n_epochs: int) -> int:
         """Epochs of the trial that are new."""
@@ -53,12 +81,13 @@ class _Listener:
     def trial_started(self, trial_id: str, recipe: Recipe) -> None:
         self._events.append(
             "trial_started",
-            trial_id=trial_id,
-            backbone=recipe.name,
+            **self._whose(trial_id, recipe),
             hyperparameters=hyperparameters(recipe),
         )
 
     def epoch_finished(self, trial_id: str, recipe: Recipe, epoch: Mapping[str, Any]) -> None:
+        whose = self._whose(trial_id, recipe)
+        trial_id = whose["trial_id"]
         last = self._last.get(trial_id, {})
         if all(last.get(name) == value for name, value in epoch.items()):
             return  # a trial that goes on says once more where it stood
@@ -70,14 +99,15 @@ class _Listener:
                 "whose gradients are added up",
             )
         self._last[trial_id] = epoch
-        self._events.append("epoch", trial_id=trial_id, backbone=recipe.name, **epoch)
+        self._events.append("epoch", **whose, **epoch)
         self._bar.set_postfix_str(
-            f"{trial_id} {recipe.name}, Val accuracy {epoch['val_accuracy']:.3f}, "
+            f"{trial_id} {recipe.name}, Val {self._score} {epoch[f'val_{self._score}']:.3f}, "
             f"{self._n_images / max(epoch['seconds'], 1e-9):,.0f} images/s"
         )
         self._bar.update(self._count(trial_id, int(epoch["epoch"]) + 1))
 
     def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
+        trial_id = self._whose(trial_id, recipe)["trial_id"]
         done = self._seen.get(trial_id, 0) >= recipe.n_epochs
         status = "failed" if failed else "finished" if done else "stopped"
         self._events.append("trial_finished", trial_id=trial_id, status=status, error=None)
@@ -111,7 +141,7 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
         arithmetic=Arithmetic(config.training.precision, config.training.compile),
-        cache=_cache(config),
+        cache=image_cache(config),
         data_digest=context.data_digest,
         judge=None if goal is None else LocalisationJudge.of(context, goal),
     )
@@ -123,7 +153,9 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
                 "training.gpus_per_trial"
             ]
         )
-    listener = _Listener(context)
+    per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
+    n_epochs = per_backbone * config.search.trials_per_backbone
+    listener = Listener(context, n_epochs, len(job.train))
     with context.stage("training"):
         try:
             folder = Path(run.path) / "tune"
@@ -138,7 +170,13 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     return run.read("trials")
 
 
-def _cache(config: SweepConfig) -> ImageCache | None:
+def image_cache(config: SweepConfig) -> ImageCache | None:
+    """Where decoded images are kept; None: nowhere.
+
+    Not where lung masks are predicted: what a cached image was masked with has no name then.
+    """
+    if config.lungs is not None:
+        return None
     limit = int(config.training.cache_gb * 1e9)
     return ImageCache(Path(config.image_cache), limit) if limit else None
 

@@ -24,7 +24,8 @@ RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
 
 _NOT_CURVES = {"time", "kind", "trial_id", "backbone", "epoch", "phase"}
 _STEPS = {"trial_started", "epoch", "trial_finished"}
-_TABLES = ("config.yaml", "trials.csv", "leaderboard.csv", "explainer_search.csv")
+_UNETS = ("trials_supervised.csv", "trials_lungs.csv")
+_TABLES = ("config.yaml", "trials.csv", *_UNETS, "leaderboard.csv", "explainer_search.csv")
 _MAX_VALUE = 6000
 _MAX_ERROR = 500
 
@@ -104,7 +105,7 @@ def view(run: RunFolder) -> SweepView:
     config = run.config
     events = run.events.read()
     name = str(config.get("name") or run.path.name)
-    trials = run.read_csv("trials.csv")
+    trials = pd.concat([run.read_csv(name) for name in ("trials.csv", *_UNETS)])
     scores = run.read_parquet("scores.parquet")
     winners = _winners(run)
     starts = [e for e in events if e["kind"] == "sweep_started"] or events[:1]

@@ -14,6 +14,7 @@ from raybench.report.bars import GREYS
 from raybench.report.figures import (
     PanelCell,
     PanelRow,
+    SeverityPanel,
     confusion_matrix,
     explainer_bars,
     explanation_panel,
@@ -22,6 +23,7 @@ from raybench.report.figures import (
     precision_recall_curves,
     reliability_diagram,
     roc_curves,
+    severity_scatter,
     training_curves,
 )
 from raybench.report.infection_map import BOUNDARY, contour, infection_map, superpixel_map
@@ -209,6 +211,51 @@ def test_explainer_bars() -> None:
     assert shown == [wrapped(name, 22) for name in names + references], "references come last"
     assert len(figure.legends[0].get_texts()) == 4
     rendered(figure)
+
+
+def test_the_network_that_learned_from_masks_stands_apart_in_every_column() -> None:
+    models = pd.concat(
+        [
+            board(["a", "b"], ["supervised", "lime", "whole_lung"], ["val"]),
+            board(["unet"], ["supervised"], ["val"]),
+        ]
+    )
+    frame = models[(models.explainer != "supervised") | (models.backbone == "unet")]
+    frame.loc[frame.explainer == "supervised", "iou"] = 0.9
+    figure = explainer_bars(frame, ["whole_lung"], "supervised")
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "a", "b"]
+    for ax in figure.axes[:2]:
+        assert len(ax.patches) == 3
+        (line,) = (ln.get_xdata()[0] for ln in ax.lines)
+        assert line < 0.9, "it is not the best of the references that look at no model"
+        colours = [to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
+        assert colours.count("#009E73") == 1
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert shown == ["lime", "whole_lung", "supervised"]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "U-Net that learned from masks" in said
+    rendered(figure)
+
+
+def test_severity_has_a_panel_an_explainer_with_its_error() -> None:
+    drawn = np.array([0.1, 0.4, np.nan, 0.8])
+    panels = [
+        SeverityPanel("supervised", "", drawn, drawn),
+        *(SeverityPanel(f"lime_{i}", "vgg16", drawn, drawn + 0.1) for i in range(6)),
+        SeverityPanel("whole_lung", "", np.full(2, np.nan), np.ones(2)),
+    ]
+    figure = severity_scatter(panels, reference="supervised")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == 8
+    titles = [ax.get_title() for ax in shown]
+    assert titles[0] == "supervised\nMAE 0.000"
+    assert titles[1] == "lime_0\nvgg16\nMAE 0.100"
+    assert titles[-1] == "whole_lung\nno lung masks"
+    assert [len(ax.collections[0].get_offsets()) for ax in shown] == [3] * 7 + [0]
+    assert all(list(ax.lines[0].get_xdata()) == list(ax.lines[0].get_ydata()) for ax in shown)
+    rendered(figure)
+    with pytest.raises(ValueError, match="at least one panel"):
+        severity_scatter([])
 
 
 def test_references_without_a_backbone_stand_in_every_column() -> None:

@@ -143,3 +143,15 @@ def test_what_speaks_for_and_what_speaks_against(values: np.ndarray) -> None:
     assert np.array_equal(pro + contra, oriented(values, "absolute"))
     assert oriented(values, "both") is values
     assert np.array_equal(oriented(-values, "for"), contra)
+
+
+def test_probabilities_are_cut_as_they_are() -> None:
+    values = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+    truth = values > 0.25
+    assert not binarise(values, 0.5, stretch=False).any()
+    assert binarise(values, 0.5).sum() == 2  # stretched, the largest is 1
+    np.testing.assert_array_equal(binarise(values, 0.25, stretch=False), truth)
+    assert choose_threshold([values], [truth], stretch=False) == (0.25, 1.0)
+    for bad in (values + 1, values - 1, np.full((2, 2), np.nan, np.float32)):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            binarise(bad, 0.5, stretch=False)

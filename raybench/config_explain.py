@@ -1,0 +1,69 @@
+"""What is explained, by which explainers, and where the figures go."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from raybench.explain import (
+    AnyExplainer,
+    CentrePrior,
+    GradCam,
+    Lime,
+    RandomSuperpixels,
+    WholeLung,
+)
+from raybench.settings import Settings
+from raybench.training.segment import SUPERVISED
+
+
+class Explain(Settings):
+    """What is explained, and how."""
+
+    trials: Literal["best", "all"] = Field(
+        "best",
+        description="trials that every explainer explains on Val and Test: the best of each "
+        "backbone (by Val), or all; the others get the cheap explainers on Val",
+    )
+    target: str = Field("predicted", description="class explained: predicted, true or a class")
+    grid: Literal["model", "image"] = Field(
+        "model",
+        description="where superpixels and perturbations are made: at the model's input size, or "
+        "at the image's own as in the study",
+    )
+    n_val: int | None = Field(
+        None,
+        ge=1,
+        description="Val images with infection explained, to choose thresholds; null: all",
+    )
+    n_test: int | None = Field(
+        None, ge=1, description="Test images with infection explained; null: all"
+    )
+    panels: int = Field(6, ge=0, le=50, description="Test images drawn as infection maps")
+    explainers: tuple[AnyExplainer, ...] = Field(
+        (Lime(), GradCam(), WholeLung(), CentrePrior(), RandomSuperpixels()),
+        min_length=1,
+        description="the explainers compared",
+    )
+
+    @field_validator("explainers")
+    @classmethod
+    def _titles(cls, explainers: tuple[AnyExplainer, ...]) -> tuple[AnyExplainer, ...]:
+        titles = [e.title for e in explainers]
+        twice = sorted({t for t in titles if titles.count(t) > 1})
+        if twice:
+            raise ValueError(f"give each its own label, found twice: {', '.join(twice)}")
+        if SUPERVISED in titles:
+            raise ValueError(f"{SUPERVISED} is the U-Net's name: give another label")
+        return explainers
+
+
+class Tracking(Settings):
+    """Where the figures are projected to. The run folder holds them whatever happens to it."""
+
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; null: mlflow.db in the run folder"
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; null: the sweep's name")
+    live: bool = Field(True, description="project while the sweep runs, not only at its end")
