@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raybench.config_errors import problems_of
+from raybench.config_goal import Search
 from raybench.config_overrides import override
 from raybench.config_search import search_problems
 from raybench.data import CheXlocalize, DatasetSettings, Folder
@@ -33,7 +34,8 @@ from raybench.explain import (
 from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Settings, settled, values_of
 from raybench.storage import Storage
-from raybench.training.recipe import PreprocessDomains, Recipe, Search, Training
+from raybench.training.recipe import PreprocessDomains, Recipe
+from raybench.training.settings import Training
 
 
 class Explain(Settings):

@@ -74,7 +74,12 @@ def _of_setting(
         places: where it stands, in each explainer of other kinds that has it.
     """
     domain, place = domains[name], places[0][1]
-    if name == RULE:
+    if domain.first is not None:
+        yield (
+            f"{path}.{name}.first: not here: what is tried first is always the explainer as the "
+            "sweep file has it"
+        )
+    elif name == RULE:
         wrong = [value for value in _tried(domain, False) if value not in ("fixed", "val")]
         yield from (f"{path}.{name}: expected fixed or val, found {value!r}" for value in wrong)
     elif isinstance(domain, Range) and (place.kinds or isinstance(place.value, bool | str)):

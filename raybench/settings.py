@@ -40,6 +40,9 @@ class Range(Settings):
     low: float = Field(description="lower end")
     high: float = Field(description="upper end")
     log: bool = Field(False, description="draw on a logarithmic scale")
+    first: float | None = Field(
+        None, description="what the first trial takes; null: it is drawn like any other"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -47,6 +50,8 @@ class Range(Settings):
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         if self.log and self.low <= 0:
             raise ValueError(f"low must be above 0 on a logarithmic scale, found {self.low}")
+        if self.first is not None and not self.low <= self.first <= self.high:
+            raise ValueError(f"first must lie from {self.low} to {self.high}, found {self.first}")
         return self
 
 
@@ -56,6 +61,16 @@ class Choice(Settings):
     choices: tuple[bool | int | float | str | None, ...] = Field(
         min_length=1, description="the values to pick from"
     )
+    first: bool | int | float | str | None = Field(
+        None, description="what the first trial takes; null: it is drawn like any other"
+    )
+
+    @model_validator(mode="after")
+    def _listed(self) -> Self:
+        if self.first is not None and self.first not in self.choices:
+            listed = ", ".join(map(str, self.choices))
+            raise ValueError(f"first must be one of {listed}, found {self.first!r}")
+        return self
 
 
 def _kind(value: Any) -> str:
@@ -93,7 +108,9 @@ def searched(value_type: Any) -> Any:
 
 def domain_of(value_type: Any) -> Any:
     """The type of a searched setting whose domain lies within the bounds of `value_type`."""
-    ends = create_model("ends", low=(value_type, ...), high=(value_type, ...))
+    ends = create_model(
+        "ends", low=(value_type, ...), high=(value_type, ...), first=(value_type | None, None)
+    )
     picks = create_model("picks", __base__=Choice, choices=(tuple[value_type, ...], ...))
 
     def within(value: Any) -> Any:
@@ -101,11 +118,13 @@ def domain_of(value_type: Any) -> Any:
         if isinstance(value, Range):
             if value_type is bool:
                 raise ValueError("expected true, false or {choices: [...]}, found an interval")
-            ends.model_validate({"low": value.low, "high": value.high})
+            ends.model_validate({"low": value.low, "high": value.high, "first": value.first})
         if isinstance(value, Choice):
-            return value.model_copy(
-                update={"choices": picks.model_validate({"choices": value.choices}).choices}
-            )
+            # Through the type itself, which makes 1e-5, text to YAML, a number.
+            known = picks.model_validate({"choices": value.choices}).choices
+            place = None if value.first is None else value.choices.index(value.first)
+            first = None if place is None else known[place]
+            return Choice(choices=known, first=first)
         return value
 
     return Annotated[searched(value_type), AfterValidator(within)]
@@ -136,7 +155,12 @@ def values_of(value: Any) -> tuple[Any, ...]:
 
 
 def settled(value: Any) -> Any:
-    """What stands for a searched setting where nothing is drawn: the first choice, the low end."""
+    """What stands for a searched setting where nothing is drawn: its `first`, where it has one.
+
+    Else the first of the choices, or the low end of the interval.
+    """
+    if isinstance(value, Range | Choice) and value.first is not None:
+        return value.first
     if isinstance(value, Choice):
         return value.choices[0]
     return value.low if isinstance(value, Range) else value

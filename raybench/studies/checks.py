@@ -160,6 +160,9 @@ def _check_lungs(config: SweepConfig) -> bool:
         for index, explainer in enumerate(explainers)
         if explainer.needs_lungs or _needs_lungs_in_search(config, explainer)
     }
+    goal = config.search.localisation
+    if goal is not None and goal.explainer.needs_lungs:
+        needing["search.localisation.explainer"] = goal.explainer.title
     source: Dataset = config.data if config.data.explain is None else config.data.explain
     if needing and all(record.lung_mask is None for record in source.records()):
         where = "data" if config.data.explain is None else "data.explain"
@@ -219,6 +222,8 @@ def _all_settings(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(fill, dict):
             found |= {f"fill.{key}": value for key, value in fill.items()}
         yield f"explain.explainers.{index}", found
+    if config.search.localisation is not None:
+        yield "search.localisation.explainer", config.search.localisation.explainer.model_dump()
     search = config.explainer_search
     for title, domains in ({} if search is None else search.explainers).items():
         for key, domain in domains.items():

@@ -25,6 +25,7 @@ from raybench.report.figures import (
     training_curves,
 )
 from raybench.report.infection_map import infection_map, superpixel_map
+from raybench.report.trials_front import trials_front
 from raybench.scoring.classification import confusion, reliability
 from raybench.studies.context import Context, Winners
 from raybench.studies.judge_stage import predictions_of
@@ -55,6 +56,11 @@ def draw(
         best = list(judged[judged.best].trial_id)
         if len(epochs):
             run.write_figure("training_curves.png", png(training_curves(epochs, best)))
+        goal = context.config.search.localisation
+        if goal is not None:
+            what = f"mean {goal.score} of {goal.explainer.title} on Val"
+            n_images = len(context.of("Val"))
+            run.write_figure("trials_front.png", png(trials_front(judged, n_images, what)))
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]
         if len(board):

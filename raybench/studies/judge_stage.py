@@ -18,6 +18,8 @@ from raybench.executor import Job, Pool, run_jobs
 from raybench.models.predict import Batch, Predict
 from raybench.scoring.classification import classification_intervals, classification_scores
 from raybench.studies.context import Context, progress_bar
+from raybench.studies.goal import within_one_error
+from raybench.training.trial import SECOND
 from raybench.types import Dataset, Split, XrayRecord
 
 _BATCH = 32
@@ -150,12 +152,24 @@ def _groups(context: Context, split: Split) -> dict[str, int]:
     return {r.image_id: number for r, number in zip(records, numbers, strict=True)}
 
 
-def choose_best(trials: pd.DataFrame, val: pd.DataFrame) -> list[str]:
-    """The best trial of each backbone: highest accuracy on Val, then the lowest loss on Val."""
-    joined = trials[["trial_id", "backbone"]].merge(val, on="trial_id")
-    ordered = joined.sort_values(
-        ["val_accuracy", "val_loss", "trial_id"], ascending=[False, True, True]
-    )
+def choose_best(trials: pd.DataFrame, val: pd.DataFrame, n_images: int) -> list[str]:
+    """The best trial of each backbone: highest accuracy on Val, then the lowest loss on Val.
+
+    Where the search had localisation for a second goal, it decides among those whose accuracy is
+    within one standard error of the best.
+
+    Args:
+        trials: `trial_id`, `backbone`, and `val_localisation` where that was a goal.
+        val: `trial_id`, `val_accuracy`, `val_loss`.
+        n_images: of Val.
+    """
+    told = ["trial_id", "backbone", *({SECOND} & set(trials.columns))]
+    joined = trials[told].merge(val, on="trial_id")
+    order, rising = ["val_accuracy", "val_loss", "trial_id"], [False, True, True]
+    if SECOND in joined:
+        joined = within_one_error(joined, n_images)
+        order, rising = [SECOND, *order], [False, *rising]
+    ordered = joined.sort_values(order, ascending=rising, na_position="last")
     best = ordered.groupby("backbone", sort=False).first()
     return sorted(best.trial_id)
 
@@ -170,7 +184,7 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
     with context.stage("judging"):
         predict(context, pool, list(sizes.items()), "Val")
         val = scores_by_trial(context, "Val")
-        best = choose_best(trials, val)
+        best = choose_best(trials, val, len(context.of("Val")))
         chosen = sorted(sizes) if context.config.explain.trials == "all" else best
         predict(context, pool, [(t, sizes[t]) for t in chosen], "Test")
         if context.other is not None:

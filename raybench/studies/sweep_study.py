@@ -24,7 +24,7 @@ from raybench.studies.score_stage import leaderboard, score
 from raybench.studies.search_stage import search
 from raybench.studies.shortcut_check import warn_of_shortcuts
 from raybench.studies.summary import show
-from raybench.studies.train_stage import train
+from raybench.studies.train_stage import gpus_of_trials, train
 from raybench.tracking.live import LiveProjection
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Split
@@ -78,6 +78,8 @@ def run_sweep(
         try:
             found = look(config, resume=state == "resumed")
             start_ray()
+            if config.search.gpu_hours is not None:
+                gpus_of_trials(config)
         except BaseException:
             run.abandon()
             raise

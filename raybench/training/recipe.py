@@ -167,31 +167,3 @@ class Recipe(Settings):
     def n_epochs(self) -> int:
         """Epochs over all phases."""
         return sum(phase.epochs for phase in self.phases)
-
-
-class Training(Settings):
-    """What holds for every trial."""
-
-    augment: AugmentDomains = Field(  # type: ignore[valid-type]
-        AugmentDomains(), description="random changes of the training images"
-    )
-    cpus_per_trial: int = Field(1, ge=1, description="cores of each trial")
-    gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of each trial, fractions too; null: one where there is one"
-    )
-
-
-class Search(Settings):
-    """Optuna (TPE) proposes, Ray Tune runs."""
-
-    trials_per_backbone: int = Field(1, ge=1, description="the same number for every backbone")
-    scheduler: Literal["asha", "none"] = Field(
-        "none",
-        description="asha stops trials early that lag behind others of their backbone; none "
-        "trains all to the end",
-    )
-    grace_epochs: int = Field(2, ge=1, description="epochs before asha may stop a trial")
-    max_concurrent: int | None = Field(
-        None, ge=1, description="trials side by side; null: as many as fit; 1 makes a seed fix all"
-    )
-    n_startup: int = Field(4, ge=1, description="random proposals before TPE learns from them")

@@ -61,9 +61,19 @@ class SearchSpace:
                 drawn[path] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
         return {"trial_number": int(trial.number)}
 
-    def first_points(self, trials_per_backbone: int) -> list[dict[str, str]]:
-        """The backbone of each trial, in turns, so that each gets the same budget."""
-        return [{"backbone": r.name} for _ in range(trials_per_backbone) for r in self.recipes]
+    def first_points(self, trials_per_backbone: int) -> list[dict[str, Any]]:
+        """The backbone of each trial, in turns, so that each gets the same budget.
+
+        The first trial of each takes what its domains name as `first`; the rest is drawn.
+        """
+        points: list[dict[str, Any]] = [
+            {"backbone": r.name} for _ in range(trials_per_backbone) for r in self.recipes
+        ]
+        for recipe, point in zip(self.recipes, points, strict=False):
+            for path, domain in searched_settings(recipe):
+                if domain.first is not None:
+                    point[f"{recipe.name}.{path}"] = domain.first
+        return points
 
 
 def resolve(recipes: Sequence[Recipe], drawn: Mapping[str, Any]) -> Recipe:
