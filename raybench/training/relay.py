@@ -112,10 +112,10 @@ class Relay(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if GAVE_UP in result:
-            return
         recipe = resolve(self._recipes, trial.config)
         epoch = {name: result[name] for name in Epoch.names(self._score) if name in result}
+        if not epoch:  # it gave up, or was not begun
+            return
         name = trial_name(trial.config)
         self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
 

@@ -77,8 +77,9 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> N
     state = newest(folder / trial_name(drawn), recipe)
     if state is not None:
         report(state.epoch, state)  # Tune may not have heard of it before the interruption
-    elif was_over(spent):
-        return  # proposed, or killed in its first epoch, before the budget was used up
+    elif was_over(spent):  # proposed, or killed in its first epoch, before the budget was used up
+        tune.report(_no_epoch(0) | {N_LEFT: recipe.n_epochs})
+        return
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if state is None or state.next_epoch < recipe.n_epochs:
         try:
@@ -87,11 +88,15 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> N
             # Raised, it would be taken for a worker's death, and the same epochs trained again.
             trained = newest(folder / trial_name(drawn), recipe)
             n_epochs = 0 if trained is None else trained.next_epoch
-            bad = {GAVE_UP: str(error), SCORE: math.nan, SECOND: math.nan, "n_epochs": n_epochs}
-            tune.report(bad | {N_LEFT: 0})
+            tune.report(_no_epoch(n_epochs) | {GAVE_UP: str(error), N_LEFT: 0})
             return
     if job.judge is not None:
         report(state.epoch, state, job.judge(state.best, recipe, device))
+
+
+def _no_epoch(n_epochs: int) -> dict[str, Any]:
+    """What is reported where nothing was trained: Tune wants every metric each time."""
+    return {SCORE: math.nan, SECOND: math.nan, "n_epochs": n_epochs}
 
 
 def search(
@@ -124,13 +129,8 @@ def search(
         spent.unlink(missing_ok=True)
     given = tune.with_parameters(_trial, job=job, folder=folder, spent=spent)
     trainable = tune.with_resources(given, {"cpu": float(job.n_threads), "gpu": gpus})
-    if resume and tune.Tuner.can_restore(str(folder)):
-        tuner = tune.Tuner.restore(
-            str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
-        )
-        if len(tuner.get_results()) == 0:
-            log.warning("Tune's record of the trials could not be read: they are trained anew")
-    else:
+    tuner = _restored(trainable, folder) if resume else None
+    if tuner is None:
         shutil.rmtree(folder, ignore_errors=True)
         tuner = _new_tuner(trainable, job, settings, folder)
     with listening(listener, Budget(settings.hours, settings.gpu_hours, gpus, spent)):
@@ -141,6 +141,22 @@ def search(
 def spent_name(folder: str) -> str:
     """Name of the file beside Tune's folder that holds what is spent of the budget."""
     return f"{folder}_spent.json"
+
+
+def _restored(trainable: Any, folder: Path) -> tune.Tuner | None:
+    """The search that an interrupted driver left; None where it had not begun."""
+    if not tune.Tuner.can_restore(str(folder)):
+        return None
+    tuner = tune.Tuner.restore(
+        str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
+    )
+    try:
+        n_known = len(tuner.get_results())
+    except RuntimeError:  # killed between Tune's first file and its first note of a trial
+        return None
+    if n_known == 0:
+        log.warning("Tune's record of the trials could not be read: they are trained anew")
+    return tuner
 
 
 def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
