@@ -67,10 +67,26 @@ class Choice(Settings):
 
     @model_validator(mode="after")
     def _listed(self) -> Self:
-        if self.first is not None and self.first not in self.choices:
+        if self.first is not None and self.place is None:
             listed = ", ".join(map(str, self.choices))
             raise ValueError(f"first must be one of {listed}, found {self.first!r}")
         return self
+
+    @property
+    def place(self) -> int | None:
+        """Which of the choices `first` is; None where it is none of them."""
+        same = (n for n, value in enumerate(self.choices) if _same(value, self.first))
+        return next(same, None)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one: 1 is not true, but "1e-5", text to YAML, is 1.0e-5."""
+    if isinstance(one, bool) or isinstance(other, bool) or None in (one, other):
+        return one is other
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return bool(one == other)
 
 
 def _kind(value: Any) -> str:
@@ -122,7 +138,7 @@ def domain_of(value_type: Any) -> Any:
         if isinstance(value, Choice):
             # Through the type itself, which makes 1e-5, text to YAML, a number.
             known = picks.model_validate({"choices": value.choices}).choices
-            place = None if value.first is None else value.choices.index(value.first)
+            place = None if value.first is None else value.place
             first = None if place is None else known[place]
             return Choice(choices=known, first=first)
         return value
