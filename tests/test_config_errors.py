@@ -260,7 +260,7 @@ def test_a_wrong_value_gets_path_expected_and_found(
 
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     raw = yaml.safe_load(yaml.safe_dump(BASE))
-    raw |= {"sed": 1, "seed": "x", "search": {"scheduler": "hyperband"}}
+    raw |= {"sed": 1, "seed": "x", "search": {"scheduler": "median"}}
     raw["data"]["rot"] = "y"
     raw["backbones"][0] |= {"weights": "gone.safetensors", "optimizer": "adamax"}
     raw["backbones"][0]["phases"].append({"unfreeze": "top", "epochs": 0, "lr": {"low": 2}})

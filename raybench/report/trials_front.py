@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from raybench.report.style import COLOURS, clean, need
-from raybench.scoring.selection import on_front
+from raybench.scoring.selection import on_front, standard_error
 
 _BAND, _FRONT = "#F1EBDD", "#BBBBBB"
 
@@ -35,7 +34,7 @@ def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
         ValueError: a column is missing or there are no rows.
     """
     need(trials, ["trial_id", "backbone", "val_accuracy", "val_localisation", "best"])
-    good = trials.dropna(subset=["val_accuracy", "val_localisation"])
+    good = trials.dropna(subset=["val_accuracy"])
     backbones = list(dict.fromkeys(trials["backbone"]))
     figure = Figure(figsize=(max(1.0 + 3.6 * len(backbones), 6.0), 4.0), layout="constrained")
     grid = figure.subplots(1, len(backbones), squeeze=False, sharex=True, sharey=True)[0]
@@ -65,10 +64,10 @@ def _panel(ax: Axes, part: pd.DataFrame, n_images: int, colour: str) -> None:
     clean(ax)
     if part.empty:
         return
+    top = float(part["val_accuracy"].max())  # of all trials, as the choice has it
+    part = part.dropna(subset=["val_localisation"])
     x, y = part["val_accuracy"].to_numpy(float), part["val_localisation"].to_numpy(float)
-    top = float(x.max())
-    error = math.sqrt(top * (1 - top) / n_images)
-    ax.axvspan(top - error, top, color=_BAND, zorder=0, linewidth=0)
+    ax.axvspan(top - standard_error(top, n_images), top, color=_BAND, zorder=0, linewidth=0)
     front = on_front(y, -x)
     order = np.argsort(x[front])
     ax.step(x[front][order], y[front][order], where="pre", color=_FRONT, linewidth=2.0, zorder=1)
