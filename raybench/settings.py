@@ -67,10 +67,26 @@ class Choice(Settings):
 
     @model_validator(mode="after")
     def _listed(self) -> Self:
-        if self.first is not None and self.first not in self.choices:
+        if self.first is not None and self.place is None:
             listed = ", ".join(map(str, self.choices))
             raise ValueError(f"first must be one of {listed}, found {self.first!r}")
         return self
+
+    @property
+    def place(self) -> int | None:
+        """Which of the choices `first` is; None where it is none of them."""
+        same = (n for n, value in enumerate(self.choices) if _same(value, self.first))
+        return next(same, None)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two choices are one: 1 is not true, but "1e-5", text to YAML, is 1.0e-5."""
+    if isinstance(one, bool) or isinstance(other, bool) or None in (one, other):
+        return one is other
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return bool(one == other)
 
 
 def _kind(value: Any) -> str:
@@ -108,7 +124,9 @@ def searched(value_type: Any) -> Any:
 
 def domain_of(value_type: Any) -> Any:
     """The type of a searched setting whose domain lies within the bounds of `value_type`."""
-    ends = create_model("ends", low=(value_type, ...), high=(value_type, ...))
+    ends = create_model(
+        "ends", low=(value_type, ...), high=(value_type, ...), first=(value_type | None, None)
+    )
     picks = create_model("picks", __base__=Choice, choices=(tuple[value_type, ...], ...))
 
     def within(value: Any) -> Any:
@@ -116,11 +134,11 @@ def domain_of(value_type: Any) -> Any:
         if isinstance(value, Range):
             if value_type is bool:
                 raise ValueError("expected true, false or {choices: [...]}, found an interval")
-            ends.model_validate({"low": value.low, "high": value.high})
+            ends.model_validate({"low": value.low, "high": value.high, "first": value.first})
         if isinstance(value, Choice):
             # Through the type itself, which makes 1e-5, text to YAML, a number.
             known = picks.model_validate({"choices": value.choices}).choices
-            place = None if value.first is None else value.choices.index(value.first)
+            place = None if value.first is None else value.place
             first = None if place is None else known[place]
             return Choice(choices=known, first=first)
         return value

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 from pydantic import Field, ValidationError
 
 from raybench.config import load_config
 from raybench.config_errors import problems_of
-from raybench.settings import Settings, named
+from raybench.errors import ConfigError
+from raybench.settings import Choice, Range, Settings, named
+from raybench.training.recipe import Recipe
 
 
 class Fine(Settings):
@@ -95,3 +98,48 @@ def test_a_short_form_in_a_file_can_be_changed_from_the_command_line(tmp_path: P
     ):
         superpixels = load_config(path, overrides).explain.explainers[0].superpixels
         assert expected.items() <= superpixels.model_dump().items()
+
+
+FIRSTS = [
+    ({"low": 1e-5, "high": 1e-3, "first": 1e-2}, "first must lie from 1e-05 to 0.001, found 0.01"),
+    ({"choices": [1e-4, 1e-3], "first": 1e-2}, "first must be one of 0.0001, 0.001, found 0.01"),
+    ({"choices": [8, 16], "first": True}, "first must be one of 8, 16, found True"),
+]
+
+
+@pytest.mark.parametrize(("domain", "said"), FIRSTS)
+def test_what_the_first_trial_takes_lies_in_the_domain(domain: dict[str, Any], said: str) -> None:
+    kind = Choice if "choices" in domain else Range
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate(domain)
+    assert said in str(error.value)
+
+
+def test_first_is_of_the_settings_own_type() -> None:
+    raw = {"name": "test_resnet", "weights": "none", "phases": [{"epochs": 1, "lr": 1e-3}]}
+    lr = {"choices": ["1e-5", "1e-4"], "first": "1e-4"}  # text to YAML
+    found = Recipe.model_validate(raw | {"phases": [{"epochs": 1, "lr": lr}]}).phases[0].lr
+    assert found == Choice(choices=(1e-5, 1e-4), first=1e-4)
+    mixed = {"choices": ["1e-5", 1e-4], "first": 1e-5}
+    found = Recipe.model_validate(raw | {"phases": [{"epochs": 1, "lr": mixed}]}).phases[0].lr
+    assert found == Choice(choices=(1e-5, 1e-4), first=1e-5)
+    assert Recipe.model_validate(raw | {"batch_size": {"low": 4, "high": 9, "first": 6}})
+    with pytest.raises(ValidationError, match="first"):
+        Recipe.model_validate(raw | {"batch_size": {"low": 4, "high": 9, "first": 6.5}})
+
+
+def test_a_search_over_explainers_has_its_own_first_trial(tmp_path: Path) -> None:
+    config = {
+        "name": "x",
+        "data": {"name": "phantom"},
+        "backbones": [{"name": "test_resnet", "phases": [{"epochs": 1, "lr": 1e-3}]}],
+        "explainer_search": {
+            "explainers": {"lime": {"n_samples": {"choices": [50, 100], "first": 50}}}
+        },
+    }
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    (problem,) = error.value.problems
+    assert problem.startswith("explainer_search.explainers.lime.n_samples.first: not here")

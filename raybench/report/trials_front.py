@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from raybench.report.style import COLOURS, clean, need
-from raybench.scoring.selection import on_front
+from raybench.scoring.selection import on_front, standard_error
+
+_BAND, _FRONT = "#F1EBDD", "#BBBBBB"
 
 
 def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
@@ -19,7 +22,7 @@ def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
 
     Up and to the right is better. The grey steps are the Pareto front; the band holds the
     trials whose accuracy is within one standard error of the best, among which localisation
-    decides; the chosen one is ringed.
+    decides; the chosen one is ringed. The front and the chosen ones are named.
 
     Args:
         trials: a row a trial; `trial_id`, `backbone`, `val_accuracy`, `val_localisation`, `best`.
@@ -31,16 +34,28 @@ def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
         ValueError: a column is missing or there are no rows.
     """
     need(trials, ["trial_id", "backbone", "val_accuracy", "val_localisation", "best"])
-    good = trials.dropna(subset=["val_accuracy", "val_localisation"])
+    good = trials.dropna(subset=["val_accuracy"])
     backbones = list(dict.fromkeys(trials["backbone"]))
-    figure = Figure(figsize=(1.0 + 3.6 * len(backbones), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(1.0 + 3.6 * len(backbones), 6.0), 4.0), layout="constrained")
     grid = figure.subplots(1, len(backbones), squeeze=False, sharex=True, sharey=True)[0]
     for number, (ax, backbone) in enumerate(zip(grid, backbones, strict=True)):
         _panel(ax, good[good["backbone"] == backbone], n_images, COLOURS[number % len(COLOURS)])
         ax.set_title(backbone, fontsize=10)
         ax.set_xlabel("accuracy on Val")
     grid[0].set_ylabel(what)
+    figure.legend(
+        handles=_handles(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     return figure
+
+
+def _handles() -> list[Any]:
+    ring: Any = {"markerfacecolor": "none", "markeredgecolor": "#555555", "markersize": 10}
+    return [
+        Line2D([], [], color=_FRONT, linewidth=2.0, label="Pareto front"),
+        Patch(color=_BAND, label="within one standard error of the highest accuracy"),
+        Line2D([], [], marker="o", linestyle="", label="chosen", **ring),
+    ]
 
 
 def _panel(ax: Axes, part: pd.DataFrame, n_images: int, colour: str) -> None:
@@ -49,18 +64,19 @@ def _panel(ax: Axes, part: pd.DataFrame, n_images: int, colour: str) -> None:
     clean(ax)
     if part.empty:
         return
+    top = float(part["val_accuracy"].max())  # of all trials, as the choice has it
+    part = part.dropna(subset=["val_localisation"])
     x, y = part["val_accuracy"].to_numpy(float), part["val_localisation"].to_numpy(float)
-    top = float(x.max())
-    error = math.sqrt(top * (1 - top) / n_images)
-    ax.axvspan(top - error, top, color="#F1EBDD", zorder=0, linewidth=0)
+    ax.axvspan(top - standard_error(top, n_images), top, color=_BAND, zorder=0, linewidth=0)
     front = on_front(y, -x)
     order = np.argsort(x[front])
-    ax.step(x[front][order], y[front][order], where="pre", color="#BBBBBB", linewidth=2.0, zorder=1)
+    ax.step(x[front][order], y[front][order], where="pre", color=_FRONT, linewidth=2.0, zorder=1)
     ax.scatter(x, y, s=34, color=colour, zorder=2)
     best = part["best"].to_numpy(bool)
     ring: Any = {"facecolors": "none", "edgecolors": colour, "linewidths": 1.8}
     ax.scatter(x[best], y[best], s=150, zorder=3, **ring)
-    for name, at, up in zip(part["trial_id"], x, y, strict=True):
+    named = front | best
+    for name, at, up in zip(part["trial_id"][named], x[named], y[named], strict=True):
         ax.annotate(
             name, (at, up), xytext=(5, 5), textcoords="offset points", fontsize=7, color="#555555"
         )

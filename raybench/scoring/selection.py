@@ -6,6 +6,7 @@ from. One with a fixed threshold has the same value all along its curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -79,6 +80,11 @@ def left_out_score(curves: Floats, n_forward: Floats, groups: Sequence[Hashable]
         chosen = winner(np.take_along_axis(means, at[:, None], axis=1)[:, 0], n_forward)
         found += float(curves[chosen, out, at[chosen]].sum())
     return found / len(groups)
+
+
+def standard_error(accuracy: float, n_images: int) -> float:
+    """Of an accuracy p over n images, sqrt(p (1 - p) / n): none where all or nothing is right."""
+    return math.sqrt(accuracy * (1 - accuracy) / n_images)
 
 
 def on_front(scores: Floats, n_forward: Floats) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from raybench.explain import Explainer
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import binarise, oriented
 from raybench.scoring.metrics import METRICS
+from raybench.scoring.selection import standard_error
 from raybench.studies.context import Context
 from raybench.studies.material import target_of
 from raybench.training.recipe import Recipe
@@ -80,5 +80,5 @@ def within_one_error(trials: pd.DataFrame, n_images: int) -> pd.DataFrame:
         n_images: of Val.
     """
     top = trials.groupby("backbone").val_accuracy.transform("max")
-    error = (top * (1 - top) / n_images).map(math.sqrt)
+    error = top.map(lambda p: standard_error(p, n_images))
     return trials[trials.val_accuracy >= top - error]

@@ -159,8 +159,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for split, counts in plan.images.items():
         total = sum(counts.values())
         yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
-    yield f"Training: {plan.n_trials} trials, {config.search.trials_per_backbone} a backbone"
-    yield from _budget_lines(config)
+    yield from _training_lines(config, plan.n_trials)
     for recipe in config.recipes:
         phases = ", ".join(
             f"{' or '.join(map(str, values_of(p.unfreeze)))} {p.epochs}" for p in recipe.phases
@@ -184,21 +183,6 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"  parts/ (predictions and attribution maps),{tables} {tracked}"
 
 
-def _budget_lines(config: SweepConfig) -> Iterator[str]:
-    search = config.search
-    limits = [
-        f"{limit:g} {words}"
-        for limit, words in ((search.hours, "hours"), (search.gpu_hours, "GPU hours"))
-        if limit is not None
-    ]
-    if limits:
-        yield f"  at most, and ending wherever the trials are: {', '.join(limits)}"
-    if search.localisation is not None:
-        goal = search.localisation
-        n = "all" if goal.n_images is None else f"{goal.n_images:,}"
-        yield f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n} Val images"
-
-
 def _cache_lines(plan: Plan) -> Iterator[str]:
     config = plan.config
     if config.training.cache_gb == 0:
@@ -210,6 +194,26 @@ def _cache_lines(plan: Plan) -> Iterator[str]:
         f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
         f"{config.training.cache_gb:g} GB in all"
     )
+
+
+def _training_lines(config: SweepConfig, n_trials: int) -> Iterator[str]:
+    search = config.search
+    limits = [
+        f"{limit:g} {words}"
+        for limit, words in ((search.hours, "hours"), (search.gpu_hours, "GPU hours"))
+        if limit is not None
+    ]
+    most = "at most " if limits else ""
+    yield f"Training: {most}{n_trials} trials, {search.trials_per_backbone} a backbone"
+    if limits:
+        yield f"  for {' or '.join(limits)}: then no more begin, and each ends with its epoch"
+    if search.localisation is not None:
+        goal = search.localisation
+        n = "all" if goal.n_images is None else f"{goal.n_images:,}"
+        yield (
+            f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n} Val images "
+            f"({goal.explainer.n_forward_planned():,} forward passes each)"
+        )
 
 
 def _explain_lines(plan: Plan) -> Iterator[str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from raybench.tracking.run_folder import RunFolder
 from raybench.training.segment import SUPERVISED
+from raybench.training.trial import SECOND
 
 
 def show(run: RunFolder, console: Console) -> None:
@@ -74,7 +75,9 @@ def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def _trials(frame: pd.DataFrame) -> Table:
-    numbers = ("Val acc.", "Val AUC", "Test acc.", "95% interval", "Test AUC")
+    numbers: tuple[str, ...] = ("Val acc.", "Val AUC", "Test acc.", "95% interval", "Test AUC")
+    if SECOND in frame:
+        numbers = (*numbers, "Val loc.")
     text = ("trial", "backbone", "status", "epochs")
     table = _table("Trials (* best of its backbone, chosen on Val)", text, numbers)
     for row in frame.to_dict("records"):
@@ -86,6 +89,7 @@ def _trials(frame: pd.DataFrame) -> Table:
             *(_number(row.get(key)) for key in ("val_accuracy", "val_macro_auc", "test_accuracy")),
             _interval(row.get("test_accuracy_low"), row.get("test_accuracy_high")),
             _number(row.get("test_macro_auc")),
+            *([_number(row[SECOND])] if SECOND in row else ()),
         )
     return table
 

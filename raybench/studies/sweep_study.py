@@ -29,7 +29,7 @@ from raybench.studies.search_stage import search
 from raybench.studies.shortcut_check import warn_of_shortcuts
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
-from raybench.studies.train_stage import train
+from raybench.studies.train_stage import gpus_of_trials, train
 from raybench.tracking.live import LiveProjection
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Split
@@ -83,6 +83,8 @@ def run_sweep(
         try:
             found = look(config, resume=state == "resumed")
             start_ray()
+            if config.search.gpu_hours is not None:
+                gpus_of_trials(config)
         except BaseException:
             run.abandon()
             raise

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
@@ -20,10 +23,13 @@ from raybench.training.recipe import Recipe
 from raybench.training.space import hyperparameters
 from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
-from raybench.training.trial import SECOND, TrialJob
-from raybench.training.tune import TrialResult, search
+from raybench.training.trial import SECOND, Judge, TrialJob
+from raybench.training.tune import TrialResult, search, spent_name
 
 log = logging.getLogger(__name__)
+
+_TUNE = "tune"
+"""Where Ray Tune keeps its state, in the run folder, while trials run."""
 
 
 def trial_of(task: str, trial_id: str) -> str:
@@ -113,6 +119,14 @@ class Listener:
         self._events.append("trial_finished", trial_id=trial_id, status=status, error=None)
         self._bar.update(self._count(trial_id, recipe.n_epochs))
 
+    def budget_spent(self, said: str) -> None:
+        message = f"{said}: no further trial begins, those under way end with their epoch"
+        log.warning("%s", message)
+        known = (e["message"] for e in self._events.read() if e["kind"] == "warning")
+        if message not in known:
+            self._events.append("warning", message=message)
+        self._bar.set_description_str("training (budget used up)")
+
     def close(self) -> None:
         self._bar.close()
 
@@ -128,9 +142,10 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     """
     config, run = context.config, context.run
     if context.has_finished("training"):
-        run.storage.remove("tune")  # a kill may have come between the end and this
+        _tidy(context)  # a kill may have come between the end and this
         return run.read("trials")
-    run.claim("tune")
+    for name in _names():
+        run.claim(name)
     goal = config.search.localisation
     job = TrialJob(
         dataset=context.dataset,
@@ -145,28 +160,21 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         data_digest=context.data_digest,
         judge=None if goal is None else LocalisationJudge.of(context, goal),
     )
-    gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
-    if config.search.gpu_hours is not None and not gpus:
-        raise ConfigError(
-            [
-                "search.gpu_hours: trials hold no GPU here; set search.hours, or "
-                "training.gpus_per_trial"
-            ]
-        )
+    gpus = gpus_of_trials(config)
     per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
     n_epochs = per_backbone * config.search.trials_per_backbone
     listener = Listener(context, n_epochs, len(job.train))
     with context.stage("training"):
         try:
-            folder = Path(run.path) / "tune"
+            folder = Path(run.path) / _TUNE
             results = search(job, config.search, gpus, folder, listener, resume)
         finally:
             listener.close()
         if all(result.checkpoint is None for result in results):
             reasons = sorted({str(result.error) for result in results})
             raise RaybenchError(f"no trial could be trained: {'; '.join(reasons)}")
-        _keep(context, results)
-    run.storage.remove("tune")
+        _keep(context, [_judged(context, job.judge, result) for result in results])
+    _tidy(context)
     return run.read("trials")
 
 
@@ -179,6 +187,53 @@ def image_cache(config: SweepConfig) -> ImageCache | None:
         return None
     limit = int(config.training.cache_gb * 1e9)
     return ImageCache(Path(config.image_cache), limit) if limit else None
+
+
+def gpus_of_trials(config: SweepConfig) -> float:
+    """GPUs that each trial holds.
+
+    Raises:
+        ConfigError: there is a budget of GPU hours, and trials hold none.
+        ExecutionError: no node has room for a trial.
+    """
+    gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
+    if config.search.gpu_hours is not None and not gpus:
+        raise ConfigError(
+            [
+                "search.gpu_hours: expected trials that hold GPUs, and here they hold none; name "
+                "search.hours, or set training.gpus_per_trial where there is a GPU"
+            ]
+        )
+    return gpus
+
+
+def _names() -> tuple[str, str]:
+    return _TUNE, spent_name(_TUNE)
+
+
+def _tidy(context: Context) -> None:
+    for name in _names():
+        context.run.storage.remove(name)
+
+
+def _judged(context: Context, judge: Judge | None, result: TrialResult) -> TrialResult:
+    """A trial that the budget stopped is judged after all, here, so that it counts for the choice.
+
+    One that failed is not: it is known by its accuracy alone.
+    """
+    if judge is None or result.status == "failed" or result.checkpoint is None:
+        return result
+    if result.localisation is not None:
+        return result
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        said = judge(result.checkpoint.read_bytes(), result.recipe, device)
+    except RaybenchError as error:
+        context.run.events.append(
+            "warning", message=f"trial {result.trial_id} could not be judged: {error}"
+        )
+        return result
+    return replace(result, localisation=said)
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:
@@ -202,7 +257,7 @@ def _keep(context: Context, results: list[TrialResult]) -> None:
             "error": result.error,
         }
         if context.config.search.localisation is not None:
-            row[SECOND] = result.localisation
+            row[SECOND] = math.nan if result.localisation is None else result.localisation
         rows.append(row | hyperparameters(result.recipe))
         if result.error:  # why it failed; that it did, its own end has said
             run.events.append(

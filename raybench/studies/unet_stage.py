@@ -21,7 +21,7 @@ from raybench.training.segment import Segment
 from raybench.training.space import hyperparameters
 from raybench.training.step import Arithmetic
 from raybench.training.trial import TrialJob
-from raybench.training.tune import TrialResult, search
+from raybench.training.tune import TrialResult, search, spent_name
 from raybench.types import XrayRecord
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,11 @@ def train_unet(context: Context, job: UnetJob, resume: bool) -> Unet:
     folder = f"tune_{job.task}"
     if not context.has_finished(stage):
         run.claim(folder)
+        run.claim(spent_name(folder))
         with context.stage(stage, train=len(job.train), val=len(job.val)):
             _keep(context, job, _search(context, job, Path(run.path) / folder, resume))
     run.storage.remove(folder)
+    run.storage.remove(spent_name(folder))
     trials = run.read(f"trials_{job.task}")
     run.write_csv(f"trials_{job.task}.csv", trials)
     best = trials[trials.best].iloc[0]

@@ -5,6 +5,7 @@ A name holds a group before the slash, by which the MLflow UI gathers its charts
 - `train_loss`, `val_accuracy`, ...: curves over epochs (step: epoch, 0-based over all phases)
 - `classification/<column>`: `val_*` and `test_*` of trials.csv, figures of the checkpoint, and for
   the best trials the ends of their intervals (`classification/test_accuracy_low`, `_high`)
+- `search/val_localisation`: what a search for accuracy and localisation saw of a trial
 - `<metric>_<split>/<explainer>.<threshold rule>`: means over images of scores.parquet
 - `seconds_per_image/<explainer>`, `n_forward_per_image/<explainer>`: what an explanation costs
 - `tuned_val_iou/<explainer>`, `tuned_val_iou_cv/<explainer>`: of the settings that a search found
@@ -30,6 +31,7 @@ _KEYS = {
     *("threshold_rule", "threshold", "seconds", "n_forward", "error"),
 }
 _MAX_NAME = 250
+_LOCALISATION = "val_localisation"
 
 
 def metric_name(*parts: object) -> str:
@@ -53,7 +55,8 @@ def name_part(value: object) -> str:
 def classification(row: Mapping[str, Any]) -> dict[str, float]:
     """The numeric figures of one row of trials.csv."""
     columns = [column for column in row if column.startswith(("val_", "test_"))]
-    return finite({metric_name("classification", column): row[column] for column in columns})
+    group = {_LOCALISATION: "search"}
+    return finite({metric_name(group.get(c, "classification"), c): row[c] for c in columns})
 
 
 def means(scores: pd.DataFrame) -> dict[str, float]:

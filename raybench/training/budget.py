@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _BETWEEN_WRITES = 1.0
 """Seconds; what a kill can make forgotten."""
+
+_OVER = "over"
 
 
 class Budget:
@@ -17,49 +20,62 @@ class Budget:
     Args:
         hours, gpu_hours: what there is; None: no limit.
         gpus: GPUs that each trial holds.
-        path: small file that holds what is spent.
+        path: small file that holds what is spent, and whether that is all; trials read it too.
+        clock: seconds that only grow; nobody sets the default one.
     """
 
     def __init__(
-        self, hours: float | None, gpu_hours: float | None, gpus: float, path: Path
+        self,
+        hours: float | None,
+        gpu_hours: float | None,
+        gpus: float,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = {"hours": hours, "gpu_hours": gpu_hours}
-        self._gpus, self._path = gpus, path
-        self._running: set[str] = set()
+        self._gpus, self._path, self._clock = gpus, path, clock
         self.spent = {"hours": 0.0, "gpu_hours": 0.0}
         if path.exists():
-            self.spent |= json.loads(path.read_text())
-        self._last = self._written = time.monotonic()
+            known = json.loads(path.read_text())
+            self.spent |= {name: float(known[name]) for name in self.spent}
+        self._last = self._written = clock()
+        self.write()
 
-    def started(self, trial_id: str) -> None:
-        """A trial holds its GPUs from now on."""
-        self.tick()
-        self._running.add(trial_id)
+    @property
+    def is_over(self) -> bool:
+        """Whether one of the limits is reached."""
+        return self.used_up is not None
 
-    def ended(self, trial_id: str) -> None:
-        """A trial holds none any more."""
-        self.tick()
-        self._running.discard(trial_id)
-
-    def tick(self) -> None:
-        """Count the time since the last call; by the monotonic clock, which no one sets."""
-        now = time.monotonic()
-        passed, self._last = (now - self._last) / 3600, now
-        self.spent["hours"] += passed
-        self.spent["gpu_hours"] += passed * self._gpus * len(self._running)
-        if now - self._written >= _BETWEEN_WRITES:
-            self._write()
-            self._written = now
-
-    def exhausted(self) -> str | None:
+    @property
+    def used_up(self) -> str | None:
         """What is used up, in words; None where nothing is."""
-        self.tick()
         for name, limit in self._limits.items():
             if limit is not None and self.spent[name] >= limit:
-                return f"the budget of {limit:g} {name.replace('_', ' ')} is used up"
+                said = f"{limit:g} {'GPU hours' if name == 'gpu_hours' else 'hours'}"
+                return f"the budget of {said} (search.{name}) is used up"
         return None
 
-    def _write(self) -> None:
+    def tick(self, n_running: int) -> None:
+        """Count the time since the last call.
+
+        Args:
+            n_running: trials that held their GPUs meanwhile.
+        """
+        was_over, now = self.is_over, self._clock()
+        passed, self._last = (now - self._last) / 3600, now
+        self.spent["hours"] += passed
+        self.spent["gpu_hours"] += passed * self._gpus * n_running
+        if now - self._written >= _BETWEEN_WRITES or self.is_over != was_over:
+            self.write()
+
+    def write(self) -> None:
+        """Note what is spent, atomically."""
+        self._written = self._last
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.spent))
+        partial.write_text(json.dumps(self.spent | {_OVER: self.is_over}))
         os.replace(partial, self._path)
+
+
+def was_over(path: Path) -> bool:
+    """Whether the budget whose file this is had nothing left when it was last written."""
+    return path.exists() and bool(json.loads(path.read_text())[_OVER])

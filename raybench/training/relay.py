@@ -16,6 +16,12 @@ from raybench.training.state import Epoch
 
 log = logging.getLogger(__name__)
 
+N_LEFT = "n_left"
+"""Reported with each epoch: how many there are still to come."""
+
+GAVE_UP = "gave_up"
+"""Reported in place of an epoch's figures: why there will be no more of them."""
+
 
 class TrialListener(Protocol):
     """What the driver hears of the trials while they run."""
@@ -30,7 +36,10 @@ class TrialListener(Protocol):
         """
 
     def trial_ended(self, trial_id: str, recipe: Recipe, failed: bool) -> None:
-        """A trial is done: trained, stopped by the scheduler, or failed."""
+        """A trial is done: trained, stopped by scheduler or budget, or failed."""
+
+    def budget_spent(self, said: str) -> None:
+        """No further trial begins, those under way end with their epoch; `said` says why."""
 
 
 def trial_name(drawn: Mapping[str, Any]) -> str:
@@ -42,42 +51,39 @@ _listener: TrialListener | None = None
 """Who hears of the trials of this process. Tune pickles its callbacks and, after a restore, calls
 the unpickled one; a listener holds files and cannot travel that way."""
 
-
-_running: dict[str, Recipe] = {}
-"""Trials that began and whose end Tune has not told of."""
-
 _budget: Budget | None = None
 """What may be spent by this process's search; not pickled either, for it goes on counting."""
 
 
 @contextmanager
 def listening(listener: TrialListener, budget: Budget) -> Iterator[None]:
-    """While the block runs, trials' events go to the listener and their time to the budget.
-
-    Tune says nothing of the end of trials that a stopper ends; the block's end does.
-    """
+    """While the block runs, trials' events go to the listener and their time to the budget."""
     global _listener, _budget
     _listener, _budget = listener, budget
-    _running.clear()
     try:
         yield
-        for name, recipe in _running.items():
-            listener.trial_ended(name, recipe, failed=False)
     finally:
         _listener, _budget = None, None
+        budget.write()
+
+
+def is_spent() -> bool:
+    """Whether the budget of this process's search is used up."""
+    return _budget is not None and _budget.is_over
 
 
 class SpentStopper(tune.Stopper):  # type: ignore[misc]
-    """Ends the search when its budget is used up.
+    """Ends each trial with its epoch once the budget is used up.
 
-    Trials end where they are: of an epoch under way nothing is kept, of those before it all.
+    Tune's own way (`stop_all`) would throw away the epochs under way, and tell neither callbacks
+    nor searcher. A trial that has trained its last epoch is let be: it has yet to be judged.
     """
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return is_spent() and result.get(N_LEFT, 1) > 0
 
     def stop_all(self) -> bool:
-        return _budget is not None and _budget.exhausted() is not None
+        return False
 
 
 class Relay(tune.Callback):  # type: ignore[misc]
@@ -94,12 +100,17 @@ class Relay(tune.Callback):  # type: ignore[misc]
         except Exception:
             log.exception("an event of a trial could not be recorded")
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if _budget is None:
+            return
+        was_over = _budget.is_over
+        _budget.tick(sum(trial.status == "RUNNING" for trial in trials))
+        if (said := _budget.used_up) is not None and not was_over:
+            self._tell(lambda to: to.budget_spent(said))
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        recipe, name = resolve(self._recipes, trial.config), trial_name(trial.config)
-        if _budget is not None:
-            _budget.started(name)
-        _running[name] = recipe
-        self._tell(lambda to: to.trial_started(name, recipe))
+        recipe = resolve(self._recipes, trial.config)
+        self._tell(lambda to: to.trial_started(trial_name(trial.config), recipe))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -107,18 +118,17 @@ class Relay(tune.Callback):  # type: ignore[misc]
         recipe = resolve(self._recipes, trial.config)
         names = [*Epoch.names(self._score), "micro_batch"]
         epoch = {name: result[name] for name in names if name in result}
+        if not epoch:  # it gave up, or was not begun
+            return
         name = trial_name(trial.config)
         self._tell(lambda to: to.epoch_finished(name, recipe, epoch))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, failed=False)
+        self._ended(trial, failed=GAVE_UP in trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial, failed=True)
 
     def _ended(self, trial: Any, failed: bool) -> None:
         recipe, name = resolve(self._recipes, trial.config), trial_name(trial.config)
-        if _budget is not None:
-            _budget.ended(name)
-        _running.pop(name, None)
         self._tell(lambda to: to.trial_ended(name, recipe, failed=failed))

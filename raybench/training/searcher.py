@@ -10,16 +10,23 @@ from typing import Any
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
+from raybench.training.relay import is_spent
 from raybench.training.space import SearchSpace
 
 
 class Searcher(OptunaSearch):  # type: ignore[misc]
-    """Tells Optuna of a failed trial that it failed.
+    """Proposes nothing once the budget is used up, and tells Optuna of a failed trial as that.
 
-    Ray's own tells it the last figures that the trial reported, as if it had ended with them: a
-    trial whose loss became NaN after one good epoch would draw others after it. A trial that
-    lacks one of several objectives is told as failed too, and not as half a result.
+    Ray's own would pass on what a trial last reported: one that diverged ends with NaN, of which
+    Optuna would never hear at all, and one that lacks one of several objectives with half a result.
     """
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """See `OptunaSearch`."""
+        found: dict[str, Any] | str | None = (
+            Searcher.FINISHED if is_spent() else super().suggest(trial_id)
+        )
+        return found
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from raybench.models.checkpoint import Card
 from raybench.training.cache import ImageCache, cached_images
-from raybench.training.loop import DivergedError, Trainer
+from raybench.training.loop import Trainer
 from raybench.training.recipe import Recipe
-from raybench.training.state import Epoch, State, digest
+from raybench.training.state import Epoch, State
 from raybench.training.step import PLAIN, Arithmetic
 from raybench.training.task import Task
 from raybench.types import Dataset, XrayRecord
@@ -23,9 +21,6 @@ Judge = Callable[[bytes, Recipe, str], float]
 
 SECOND = "val_localisation"
 """What the judge said of a finished trial; NaN until then, and where there is no judge."""
-
-
-_DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -79,20 +74,3 @@ def train_one(
         for records in (job.train, job.val)
     )
     return trainer.fit(train, val, report, state)
-
-
-def check_not_diverged(folder: Path, recipe: Recipe) -> None:
-    """Raise again what ended this trial before: the same recipe and seed would do so again."""
-    try:
-        note = json.loads((folder / _DIVERGED).read_text())
-    except (OSError, ValueError):
-        return
-    if note["recipe"] == digest(recipe):
-        raise DivergedError(note["message"])
-
-
-def note_diverged(folder: Path, recipe: Recipe, error: DivergedError) -> None:
-    """Remember that a trial cannot be trained to its end."""
-    note = {"recipe": digest(recipe), "message": str(error)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _DIVERGED).write_text(json.dumps(note))

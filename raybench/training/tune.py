@@ -15,16 +15,24 @@ import optuna
 import ray
 from ray import tune
 
-from raybench.training.budget import Budget
+from raybench.training.budget import Budget, was_over
 from raybench.training.loop import DivergedError
 from raybench.training.recipe import Recipe
-from raybench.training.relay import Relay, SpentStopper, TrialListener, listening, trial_name
+from raybench.training.relay import (
+    GAVE_UP,
+    N_LEFT,
+    Relay,
+    SpentStopper,
+    TrialListener,
+    listening,
+    trial_name,
+)
 from raybench.training.schedulers import PerBackbone
 from raybench.training.searcher import new_searcher
 from raybench.training.settings import Search
 from raybench.training.space import SearchSpace, resolve
 from raybench.training.state import BEST, Epoch, State, newest
-from raybench.training.trial import SECOND, TrialJob, check_not_diverged, note_diverged, train_one
+from raybench.training.trial import SECOND, TrialJob, train_one
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +46,8 @@ class TrialResult:
 
     Attributes:
         status: `finished`, `stopped` (by the scheduler, or as the budget was used up) or `failed`.
-        localisation: what the judge said of it, if one was asked.
-        checkpoint: the file of its best checkpoint, or None where it failed before one.
+        localisation: what the judge said of it; None where none was asked.
+        checkpoint: the file of its best checkpoint, or None where it ended before one.
     """
 
     trial_id: str
@@ -51,7 +59,9 @@ class TrialResult:
     localisation: float | None = None
 
 
-def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path) -> None:
+def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> None:
+    recipe = resolve(job.recipes, drawn)
+
     def report(epoch: Epoch, state: State, second: float = math.nan) -> None:
         with tempfile.TemporaryDirectory() as at:
             state.write(Path(at))
@@ -60,26 +70,35 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path) -> None:
                 SECOND: second,
                 "best_val_loss": state.best_loss,
                 "n_epochs": state.next_epoch,
+                N_LEFT: recipe.n_epochs - state.next_epoch,
             }
             if state.passes.get("micro_batch") is not None:
                 figures["micro_batch"] = state.passes["micro_batch"]
             tune.report(figures, checkpoint=tune.Checkpoint.from_directory(at))
 
-    recipe = resolve(job.recipes, drawn)
-    home = folder / trial_name(drawn)
-    check_not_diverged(home, recipe)
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    state = newest(home, recipe)
+    state = newest(folder / trial_name(drawn), recipe)
     if state is not None:
         report(state.epoch, state)  # Tune may not have heard of it before the interruption
+    elif was_over(spent):  # proposed, or killed in its first epoch, before the budget was used up
+        tune.report(_no_epoch(0) | {N_LEFT: recipe.n_epochs})
+        return
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
     if state is None or state.next_epoch < recipe.n_epochs:
         try:
             state = train_one(job, recipe, report, state, device)
         except DivergedError as error:
-            note_diverged(home, recipe, error)
-            raise
+            # Raised, it would be taken for a worker's death, and the same epochs trained again.
+            trained = newest(folder / trial_name(drawn), recipe)
+            n_epochs = 0 if trained is None else trained.next_epoch
+            tune.report(_no_epoch(n_epochs) | {GAVE_UP: str(error), N_LEFT: 0})
+            return
     if job.judge is not None:
         report(state.epoch, state, job.judge(state.best, recipe, device))
+
+
+def _no_epoch(n_epochs: int) -> dict[str, Any]:
+    """What is reported where nothing was trained: Tune wants every metric each time."""
+    return {SCORE: math.nan, SECOND: math.nan, "n_epochs": n_epochs}
 
 
 def search(
@@ -107,30 +126,39 @@ def search(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
-    resources = {"cpu": float(job.n_threads), "gpu": gpus}
-    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, folder=folder), resources)
-    budget_file = folder.parent / f"{folder.name}_spent.json"
-    going_on = resume and tune.Tuner.can_restore(str(folder))
-    if not going_on:
-        budget_file.unlink(missing_ok=True)
-    budget = Budget(settings.hours, settings.gpu_hours, gpus, budget_file)
-    if going_on:
-        tuner = tune.Tuner.restore(
-            str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
-        )
-        if len(tuner.get_results()) == 0:
-            log.warning("Tune's record of the trials could not be read: they are trained anew")
-    else:
+    spent = folder.parent / spent_name(folder.name)
+    if not resume:
+        spent.unlink(missing_ok=True)
+    given = tune.with_parameters(_trial, job=job, folder=folder, spent=spent)
+    trainable = tune.with_resources(given, {"cpu": float(job.n_threads), "gpu": gpus})
+    tuner = _restored(trainable, folder) if resume else None
+    if tuner is None:
         shutil.rmtree(folder, ignore_errors=True)
         tuner = _new_tuner(trainable, job, settings, folder)
-    with listening(listener, budget):
+    with listening(listener, Budget(settings.hours, settings.gpu_hours, gpus, spent)):
         grid = tuner.fit()
-    if (used_up := budget.exhausted()) is not None:
-        log.warning("%s: no further trial is begun, and those under way end here", used_up)
-    budget_file.unlink(missing_ok=True)
-    # Those that a budget ended before their first epoch have not even a configuration.
-    results = [_result(job, r) for r in grid if r.config is not None]
-    return sorted(results, key=lambda r: r.trial_id)
+    return sorted((_result(job, r) for r in grid), key=lambda r: r.trial_id)
+
+
+def spent_name(folder: str) -> str:
+    """Name of the file beside Tune's folder that holds what is spent of the budget."""
+    return f"{folder}_spent.json"
+
+
+def _restored(trainable: Any, folder: Path) -> tune.Tuner | None:
+    """The search that an interrupted driver left; None where it had not begun."""
+    if not tune.Tuner.can_restore(str(folder)):
+        return None
+    tuner = tune.Tuner.restore(
+        str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
+    )
+    try:
+        n_known = len(tuner.get_results())
+    except RuntimeError:  # killed between Tune's first file and its first note of a trial
+        return None
+    if n_known == 0:
+        log.warning("Tune's record of the trials could not be read: they are trained anew")
+    return tuner
 
 
 def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
@@ -169,7 +197,7 @@ def _result(job: TrialJob, result: Any) -> TrialResult:
     figures = result.metrics or {}
     n_epochs = int(figures.get("n_epochs", 0))
     second = float(figures.get(SECOND, math.nan))
-    error = None
+    error: str | None = figures.get(GAVE_UP)
     if result.error is not None:
         error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")
     checkpoint = None if result.checkpoint is None else Path(result.checkpoint.path) / BEST

@@ -1,4 +1,4 @@
-"""What a search has spent: by the clock, by GPUs held, over resumes. Less than a second."""
+"""What a search has spent, over interruptions. No Ray; well under a second."""
 
 from __future__ import annotations
 
@@ -6,63 +6,53 @@ from pathlib import Path
 
 import pytest
 
-from raybench.training import budget
-from raybench.training.budget import Budget
+from raybench.training.budget import Budget, was_over
 
 
 class Clock:
-    """Time that a test moves."""
+    """Seconds that a test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
-    def pass_hours(self, hours: float) -> None:
-        self.now += 3600 * hours
+
+def test_hours_go_by_the_clock_and_gpu_hours_by_the_trials_that_run(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "tune_spent.json"
+    budget = Budget(2.0, 3.0, 0.5, path, clock)
+    for minutes, n_running in ((30, 0), (30, 2), (45, 4)):
+        clock.now += 60 * minutes
+        budget.tick(n_running)
+    assert budget.spent["hours"] == pytest.approx(1.75)
+    assert budget.spent["gpu_hours"] == pytest.approx(0.5 + 1.5)
+    assert (budget.is_over, was_over(path)) == (False, False)
+    clock.now += 60 * 30
+    budget.tick(4)
+    assert budget.used_up == "the budget of 2 hours (search.hours) is used up"
+    assert was_over(path)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    fake = Clock()
-    monkeypatch.setattr(budget, "time", fake)
-    return fake
+def test_what_was_spent_before_a_kill_counts(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "tune_spent.json"
+    first = Budget(None, 1.0, 2.0, path, clock)
+    clock.now += 1200.0
+    first.tick(1)  # killed after this: nothing is written any more
+    clock.now += 86400.0  # a day of which nothing was spent
+    second = Budget(None, 1.0, 2.0, path, clock)
+    assert second.spent["gpu_hours"] == pytest.approx(2 / 3)
+    assert not second.is_over
+    clock.now += 600.0
+    second.tick(1)
+    assert second.used_up == "the budget of 1 GPU hours (search.gpu_hours) is used up"
+    assert Budget(None, 1.0, 2.0, path, clock).is_over
 
 
-def test_gpu_hours_are_those_of_the_trials_that_hold_gpus(clock: Clock, tmp_path: Path) -> None:
-    spent = Budget(None, 3.0, 0.5, tmp_path / "spent.json")
-    clock.pass_hours(1)  # nothing runs
-    spent.started("t0000")
-    clock.pass_hours(2)
-    spent.started("t0001")
-    clock.pass_hours(1)
-    spent.ended("t0000")
-    clock.pass_hours(1)
-    assert spent.exhausted() is None
-    assert spent.spent == pytest.approx({"hours": 5.0, "gpu_hours": 0.5 * (2 + 2 * 1 + 1)})
-    clock.pass_hours(1)
-    assert spent.exhausted() == "the budget of 3 gpu hours is used up"
-
-
-def test_hours_before_a_kill_count_and_those_in_between_do_not(
-    clock: Clock, tmp_path: Path
-) -> None:
-    path = tmp_path / "spent.json"
-    first = Budget(2.0, None, 0, path)
-    clock.pass_hours(1.5)
-    assert first.exhausted() is None
-    clock.pass_hours(10)  # killed; nobody counts
-    second = Budget(2.0, None, 0, path)
-    assert second.exhausted() is None
-    clock.pass_hours(0.4)
-    assert second.exhausted() is None
-    clock.pass_hours(0.1)
-    assert second.exhausted() == "the budget of 2 hours is used up"
-
-
-def test_without_a_limit_nothing_is_ever_used_up(clock: Clock, tmp_path: Path) -> None:
-    unlimited = Budget(None, None, 1, tmp_path / "spent.json")
-    unlimited.started("t0000")
-    clock.pass_hours(10_000)
-    assert unlimited.exhausted() is None
+def test_without_a_limit_nothing_is_ever_used_up(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "tune_spent.json"
+    budget = Budget(None, None, 1.0, path, clock)
+    clock.now += 1e9
+    budget.tick(100)
+    assert budget.used_up is None
+    assert not was_over(tmp_path / "none_such.json")
