@@ -56,8 +56,7 @@ def absent(dataset: Dataset, records: Sequence[XrayRecord]) -> str | None:
         records: all of the data set that classifiers are trained on; names are enough.
     """
     kind = dataset.infection_class
-    found = explained_images(records, kind, {"Train": None, "Val": None})
-    lacking = [split for split, chosen in found.items() if not chosen]
+    lacking = [s for s in ("Train", "Val") if not learned_from(dataset, records, s)]
     if not lacking:
         return None
     return (
@@ -66,29 +65,20 @@ def absent(dataset: Dataset, records: Sequence[XrayRecord]) -> str | None:
     )
 
 
-def learned_from(dataset: Dataset, records: Sequence[XrayRecord]) -> tuple[XrayRecord, ...]:
-    """Train's images that the U-Net learns from.
+def learned_from(
+    dataset: Dataset, records: Sequence[XrayRecord], split: Split
+) -> tuple[XrayRecord, ...]:
+    """The images of a split that the U-Net learns from, or is chosen on.
 
-    All of the infection class that have a mask, and at most as many of the other classes, taken
-    evenly, if the data set has masks of them too (COVID-QU-Ex: empty ones). What has no mask is
-    never taken for free of infection.
+    Those of the infection class that have a mask: the kind of image that is explained. Not those
+    of other classes: where the lesions of another pneumonia have an empty mask, as in COVID-QU-Ex,
+    it would have to tell causes apart, and marks less of what it is asked for.
     """
-    chosen = explained_images(records, dataset.infection_class, {"Train": None})["Train"]
-    others = [
-        r
-        for r in records
-        if r.split == "Train"
-        and r.label != dataset.infection_class
-        and r.infection_mask is not None
-    ]
-    n = min(len(others), len(chosen))
-    return (*chosen, *(others[i * len(others) // n] for i in range(n)))
+    return explained_images(records, dataset.infection_class, {split: None})[split]
 
 
 def supervise(context: Context, resume: bool) -> Supervised | None:
     """Train the U-Net on Train, choose it on Val, and make its maps of what is explained.
-
-    It is judged on Val's images of the infection class that have a mask.
 
     Returns:
         None where the sweep asks for none, or the data set has no masks to learn from: a
@@ -101,14 +91,12 @@ def supervise(context: Context, resume: bool) -> Supervised | None:
     if settings is None or recipe is None:
         return None
     reason = absent(context.dataset, context.records)
-    train = learned_from(context.dataset, context.records)
+    train, val = (learned_from(context.dataset, context.records, s) for s in ("Train", "Val"))
     if reason is None and not _any_drawn(context.dataset, train):
         reason = "no supervised reference: all infection masks of Train are empty"
     if reason is not None:
         context.warn_once(reason)
         return None
-    limits: dict[Split, int | None] = {"Val": None}
-    val = explained_images(context.records, context.dataset.infection_class, limits)["Val"]
     job = UnetJob(SUPERVISED, Segment("infection"), recipe, settings.n_trials, train, val)
     unet = train_unet(context, job, resume)
     found = Supervised(unet.trial_id, unet.backbone)
@@ -126,7 +114,7 @@ def plan_lines(config: SweepConfig, records: Sequence[XrayRecord]) -> Iterator[s
     if reason is not None:
         yield reason[0].upper() + reason[1:]
         return
-    n = len(learned_from(config.data, records))
+    n = len(learned_from(config.data, records, "Train"))
     yield (
         f"Supervised reference: a U-Net on {recipe.name}, {settings.n_trials} trials of "
         f"{recipe.n_epochs} epochs on {n:,} images of Train; one forward pass an explained image"
