@@ -21,6 +21,13 @@ class Localisation(Settings):
     score: Literal["iou", "dice"] = Field(
         "iou", description="its mean over the images, by the explainer's own threshold"
     )
+    give_up: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="accuracy on Val that the choice gives up for localisation, where that is more "
+        "than one standard error",
+    )
     n_images: int | None = Field(
         16, ge=1, description="Val images with infection, evenly over the list; null: all"
     )

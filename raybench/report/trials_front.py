@@ -17,7 +17,7 @@ from raybench.scoring.selection import on_front, standard_error
 _BAND, _FRONT = "#F1EBDD", "#BBBBBB"
 
 
-def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
+def trials_front(trials: pd.DataFrame, n_images: int, what: str, give_up: float = 0.0) -> Figure:
     """Localisation on Val against accuracy on Val, a point a trial, a panel a backbone.
 
     Up and to the right is better. The grey steps are the Pareto front; the band holds the
@@ -29,6 +29,7 @@ def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
             Those without both figures are not drawn.
         n_images: Val images, which the band's width depends on.
         what: the second figure in words, for the axis.
+        give_up: the band is at least so wide.
 
     Raises:
         ValueError: a column is missing or there are no rows.
@@ -39,26 +40,30 @@ def trials_front(trials: pd.DataFrame, n_images: int, what: str) -> Figure:
     figure = Figure(figsize=(max(1.0 + 3.6 * len(backbones), 6.0), 4.0), layout="constrained")
     grid = figure.subplots(1, len(backbones), squeeze=False, sharex=True, sharey=True)[0]
     for number, (ax, backbone) in enumerate(zip(grid, backbones, strict=True)):
-        _panel(ax, good[good["backbone"] == backbone], n_images, COLOURS[number % len(COLOURS)])
+        part, colour = good[good["backbone"] == backbone], COLOURS[number % len(COLOURS)]
+        _panel(ax, part, n_images, give_up, colour)
         ax.set_title(backbone, fontsize=10)
         ax.set_xlabel("accuracy on Val")
     grid[0].set_ylabel(what)
     figure.legend(
-        handles=_handles(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+        handles=_handles(give_up), loc="outside lower center", ncols=3, frameon=False, fontsize=8
     )
     return figure
 
 
-def _handles() -> list[Any]:
+def _handles(give_up: float) -> list[Any]:
     ring: Any = {"markerfacecolor": "none", "markeredgecolor": "#555555", "markersize": 10}
+    band = "within one standard error of the highest accuracy"
+    if give_up:
+        band += f", or within {give_up:g}"
     return [
         Line2D([], [], color=_FRONT, linewidth=2.0, label="Pareto front"),
-        Patch(color=_BAND, label="within one standard error of the highest accuracy"),
+        Patch(color=_BAND, label=band),
         Line2D([], [], marker="o", linestyle="", label="chosen", **ring),
     ]
 
 
-def _panel(ax: Axes, part: pd.DataFrame, n_images: int, colour: str) -> None:
+def _panel(ax: Axes, part: pd.DataFrame, n_images: int, give_up: float, colour: str) -> None:
     ax.grid(color="#EEEEEE")
     ax.set_axisbelow(True)
     clean(ax)
@@ -67,7 +72,8 @@ def _panel(ax: Axes, part: pd.DataFrame, n_images: int, colour: str) -> None:
     top = float(part["val_accuracy"].max())  # of all trials, as the choice has it
     part = part.dropna(subset=["val_localisation"])
     x, y = part["val_accuracy"].to_numpy(float), part["val_localisation"].to_numpy(float)
-    ax.axvspan(top - standard_error(top, n_images), top, color=_BAND, zorder=0, linewidth=0)
+    margin = max(standard_error(top, n_images), give_up)
+    ax.axvspan(top - margin, top, color=_BAND, zorder=0, linewidth=0)
     front = on_front(y, -x)
     order = np.argsort(x[front])
     ax.step(x[front][order], y[front][order], where="pre", color=_FRONT, linewidth=2.0, zorder=1)

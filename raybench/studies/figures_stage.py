@@ -68,7 +68,9 @@ def draw(
         if goal is not None:
             what = f"mean {goal.score} of {goal.explainer.title} on Val"
             n_images = len(context.of("Val"))
-            run.write_figure("trials_front.png", png(trials_front(judged, n_images, what)))
+            run.write_figure(
+                "trials_front.png", png(trials_front(judged, n_images, what, goal.give_up))
+            )
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]
         if len(board):

@@ -69,16 +69,18 @@ class LocalisationJudge:
         return float(np.mean(scores))
 
 
-def within_one_error(trials: pd.DataFrame, n_images: int) -> pd.DataFrame:
+def within_one_error(trials: pd.DataFrame, n_images: int, give_up: float = 0.0) -> pd.DataFrame:
     """The trials that accuracy on Val cannot tell from the best of their backbone.
 
     The one-standard-error rule (Breiman et al. 1984, section 3.4.3): with p the best accuracy over
-    n images, those of at least p - sqrt(p (1 - p) / n).
+    n images, those of at least p - max(sqrt(p (1 - p) / n), give_up). An accuracy of 1 has no
+    standard error: there only `give_up` makes others as good.
 
     Args:
         trials: `backbone` and `val_accuracy`.
         n_images: of Val.
+        give_up: accuracy that localisation is worth.
     """
     top = trials.groupby("backbone").val_accuracy.transform("max")
-    error = top.map(lambda p: standard_error(p, n_images))
+    error = top.map(lambda p: max(standard_error(p, n_images), give_up))
     return trials[trials.val_accuracy >= top - error]

@@ -155,7 +155,9 @@ def _groups(context: Context, split: Split) -> dict[str, int]:
     return {r.image_id: number for r, number in zip(records, numbers, strict=True)}
 
 
-def choose_best(trials: pd.DataFrame, val: pd.DataFrame, n_images: int) -> list[str]:
+def choose_best(
+    trials: pd.DataFrame, val: pd.DataFrame, n_images: int, give_up: float = 0.0
+) -> list[str]:
     """The best trial of each backbone: highest accuracy on Val, then the lowest loss on Val.
 
     Where the search had localisation for a second goal, it decides among those whose accuracy is
@@ -165,12 +167,13 @@ def choose_best(trials: pd.DataFrame, val: pd.DataFrame, n_images: int) -> list[
         trials: `trial_id`, `backbone`, and `val_localisation` where that was a goal.
         val: `trial_id`, `val_accuracy`, `val_loss`.
         n_images: of Val.
+        give_up: accuracy that localisation is worth, where that is more than one standard error.
     """
     told = ["trial_id", "backbone", *({SECOND} & set(trials.columns))]
     joined = trials[told].merge(val, on="trial_id")
     order, rising = ["val_accuracy", "val_loss", "trial_id"], [False, True, True]
     if SECOND in joined:
-        joined = within_one_error(joined, n_images)
+        joined = within_one_error(joined, n_images, give_up)
         order, rising = [SECOND, *order], [False, *rising]
     ordered = joined.sort_values(order, ascending=rising, na_position="last")
     best = ordered.groupby("backbone", sort=False).first()
@@ -188,7 +191,9 @@ def judge(context: Context, pool: Pool, trials: pd.DataFrame) -> tuple[pd.DataFr
     with context.stage("judging"):
         predict(context, pool, list(sizes.items()), "Val")
         val = scores_by_trial(context, "Val")
-        best = choose_best(trials, val, len(context.of("Val")))
+        goal = context.config.search.localisation
+        give_up = 0.0 if goal is None else goal.give_up
+        best = choose_best(trials, val, len(context.of("Val")), give_up)
         chosen = sorted(sizes) if context.config.explain.trials == "all" else best
         trials = with_ensemble(context, trials, val, best)
         sizes = input_sizes(trials)

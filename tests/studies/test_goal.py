@@ -126,6 +126,9 @@ def test_of_equal_localisation_accuracy_decides_then_loss_then_the_id() -> None:
 def test_a_perfect_accuracy_has_no_standard_error() -> None:
     trials, val = table(("t0", "a", 1.0, 0.1, 0.1), ("t1", "a", 0.99, 0.1, 0.9))
     assert list(within_one_error(trials.merge(val), 50).trial_id) == ["t0"]
+    # but one may say what localisation is worth
+    near = val.val_accuracy[val.val_accuracy < 1].max()
+    assert len(within_one_error(trials.merge(val), 50, 1 - near + 1e-9)) == 2
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband"])

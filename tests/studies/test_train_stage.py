@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from raybench.studies.context import Context
-from raybench.studies.train_stage import _Listener
-from raybench.training import tune
+from raybench.studies.train_stage import Listener
+from raybench.training import relay as relays
 from raybench.training.recipe import Recipe
 from raybench.training.state import Epoch
 
@@ -34,14 +34,14 @@ class Events(list[dict[str, Any]]):
         super().append({"kind": kind, **values})
 
 
-def listener(events: Events) -> _Listener:
+def listener(events: Events) -> Listener:
     config = SimpleNamespace(
         backbones=(RECIPE,), recipes=(RECIPE,), search=SimpleNamespace(trials_per_backbone=1)
     )
     context = SimpleNamespace(
         run=SimpleNamespace(events=events), config=config, of=lambda split: ()
     )
-    return _Listener(cast(Context, context))
+    return Listener(cast(Context, context), RECIPE.n_epochs, 1)
 
 
 def reported(relay: Any, number: int, **more: Any) -> None:
@@ -54,14 +54,14 @@ def test_a_smaller_pass_is_told_once_and_stands_with_each_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events = Events()
-    relay = tune._Relay((RECIPE,), "accuracy")
+    relay = relays.Relay((RECIPE,), "accuracy")
     first = listener(events)
-    monkeypatch.setattr(tune, "_listener", first)
+    monkeypatch.setattr(relays, "_listener", first)
     reported(relay, 0)
     reported(relay, 1, micro_batch=8)
     first.close()
     again = listener(events)  # a resumed driver reads what was told
-    monkeypatch.setattr(tune, "_listener", again)
+    monkeypatch.setattr(relays, "_listener", again)
     reported(relay, 2, micro_batch=8)
     again.close()
     epochs = [e for e in events if e["kind"] == "epoch"]
