@@ -30,7 +30,8 @@ from raybench.studies.plan import make_plan, plan_lines
 from raybench.studies.sweep_study import Options, run_sweep
 from raybench.tracking.run_folder import RunFolder
 from raybench.tracking.view import view
-from raybench.training.tune import TrialJob, TrialResult
+from raybench.training.trial import TrialJob
+from raybench.training.tune import TrialResult
 
 PROBABILITIES = [f"p_{name}" for name in ("COVID-19", "Non-COVID", "Normal")]
 NAMES = ("test_efficientnet", "test_resnet")
@@ -105,7 +106,7 @@ def stand_in(
                 continue
             path = folder / f"{trial}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            raw = {**job.preprocess.model_dump(), **({"clahe": True} if number == odd else {})}
+            raw = recipe.preprocessing.model_dump() | ({"clahe": True} if number == odd else {})
             path.write_bytes(trained(job, number, raw))
             found.append(TrialResult(trial, recipe, "finished", 1, None, path))
         return found

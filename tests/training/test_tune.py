@@ -46,7 +46,7 @@ def recipe(lr: Any, epochs: int = 3) -> Recipe:
 def job_of(one: Recipe, judge: Any = None) -> TrialJob:
     records = PHANTOM.records()
     train, val = (tuple(r for r in records if r.split == s) for s in ("Train", "Val"))
-    return TrialJob(PHANTOM, train, val, (one,), Classify(PHANTOM.classes), 0, 1, judge)
+    return TrialJob(PHANTOM, train, val, (one,), Classify(PHANTOM.classes), 0, 1, judge=judge)
 
 
 class Killed(BaseException):
