@@ -39,12 +39,13 @@ def hausdorff(predicted: Mask, truth: Mask) -> float:
     check_masks(predicted, truth)
     if not (predicted.any() and truth.any()):
         return math.nan
-    inside = _bounding_box(predicted | truth)
+    inside = bounding_box(predicted | truth)
     ours, theirs = predicted[inside], truth[inside]
     return max(_directed(ours, theirs), _directed(theirs, ours))
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, slice]:
+def bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around a mask with at least one pixel."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 

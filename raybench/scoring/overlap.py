@@ -1,6 +1,6 @@
 """How much two masks overlap.
 
-Both metrics count pixels of the whole image. Two empty masks agree perfectly and score 1.0, as
+All metrics count pixels of the whole image. Two empty masks agree perfectly and score 1.0, as
 Metrics Reloaded (Maier-Hein et al. 2024) recommends where "nothing there" is a valid answer; one
 empty mask beside one that is not scores 0.0. In the study itself the question does not arise: every
 COVID-19 image bears an infection mask.
@@ -67,6 +67,69 @@ def dice(predicted: Mask, truth: Mask) -> float:
     check_masks(predicted, truth)
     both, n_predicted, n_truth = _counts(predicted, truth)
     return 2 * both / (n_predicted + n_truth) if n_predicted + n_truth else 1.0
+
+
+def precision(predicted: Mask, truth: Mask) -> float:
+    """The share of the salient pixels that are infected (positive predictive value), 0 to 1.
+
+    Args:
+        predicted: salient mask, bool `[H, W]`.
+        truth: infection mask, bool `[H, W]`.
+
+    Returns:
+        The score; 1.0 where both masks are empty, 0.0 where exactly one is. So a map that marks
+        nothing earns nothing, where 0 / 0 would leave it out of the mean.
+
+    Raises:
+        ValueError: not two bool masks of one shape.
+    """
+    check_masks(predicted, truth)
+    both, n_predicted, n_truth = _counts(predicted, truth)
+    return _share(both, n_predicted, n_truth)
+
+
+def recall(predicted: Mask, truth: Mask) -> float:
+    """The share of the infected pixels that are salient (sensitivity), 0 to 1.
+
+    Args:
+        predicted: salient mask, bool `[H, W]`.
+        truth: infection mask, bool `[H, W]`.
+
+    Returns:
+        The score; 1.0 where both masks are empty, 0.0 where exactly one is.
+
+    Raises:
+        ValueError: not two bool masks of one shape.
+    """
+    check_masks(predicted, truth)
+    both, n_predicted, n_truth = _counts(predicted, truth)
+    return _share(both, n_truth, n_predicted)
+
+
+def specificity(predicted: Mask, truth: Mask) -> float:
+    """The share of the pixels without infection that are not salient, 0 to 1.
+
+    It is the recall of what both masks leave out. Most of an image bears no infection, so even poor
+    maps score high: to be read beside `recall`, never alone.
+
+    Args:
+        predicted: salient mask, bool `[H, W]`.
+        truth: infection mask, bool `[H, W]`.
+
+    Returns:
+        The score. Empty masks are nothing special; where the infection covers the whole image, 1.0
+        if the salient mask does too, else 0.0.
+
+    Raises:
+        ValueError: not two bool masks of one shape.
+    """
+    check_masks(predicted, truth)
+    return recall(~predicted, ~truth)
+
+
+def _share(both: int, whole: int, other: int) -> float:
+    """`both / whole`; with nothing in the whole, whether the other mask is empty too."""
+    return both / whole if whole else float(other == 0)
 
 
 def _counts(predicted: Mask, truth: Mask) -> tuple[int, int, int]:

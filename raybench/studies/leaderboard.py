@@ -9,6 +9,7 @@ import pandas as pd
 
 from raybench.data.patients import patient_groups
 from raybench.scoring.metrics import METRICS
+from raybench.scoring.ranking import MAP_SCORES
 from raybench.scoring.severity import severity_summary
 from raybench.studies.context import Context
 from raybench.studies.lungs_stage import n_predicted
@@ -24,7 +25,8 @@ def leaderboard(
     """Means over the Test images of each backbone's best trial, a row an explainer and rule.
 
     Images with an error are counted in `n_errors` and left out; an undefined Hausdorff distance
-    (an empty mask) is left out of its mean alone, as in the study, and counted in `n_empty`. The
+    (an empty mask) is left out of its mean alone, as in the study, and counted in `n_empty`; so is
+    any other score that an image leaves undefined, of its own mean. The
     severity's error has a bootstrap interval by patient; images without a lung mask are left out
     of it (`severity_n`), and `n_lungs_predicted` counts the masks that were predicted (`lungs`).
 
@@ -42,7 +44,7 @@ def leaderboard(
     for key, group in part.groupby(keys, sort=False):
         good = group[group.error.isna()]
         row = dict(zip(keys, key, strict=True)) | {"n": len(good)}
-        row |= {name: good[name].mean() for name in METRICS}
+        row |= {name: good[name].mean() for name in (*METRICS, *MAP_SCORES)}
         row |= severity_summary(
             good.severity.to_numpy(),
             good.severity_truth.to_numpy(),

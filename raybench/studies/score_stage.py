@@ -13,6 +13,7 @@ from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.scoring.binarise import binarise, choose_threshold, oriented
 from raybench.scoring.metrics import METRICS, localisation_scores
+from raybench.scoring.ranking import MAP_SCORES, map_scores
 from raybench.scoring.severity import SEVERITY, severity_scores
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
 from raybench.studies.supervised_stage import Supervised
@@ -31,6 +32,7 @@ COLUMNS = (
     "threshold_rule",
     "threshold",
     *METRICS,
+    *MAP_SCORES,
     *SEVERITY,
     "seconds",
     "n_forward",
@@ -156,6 +158,9 @@ def _score_table(
         truth = truths.get(row["image_id"])
         if truth is None:
             continue
+        values = _oriented(row, explainer)
+        # No threshold touches these, so every rule's row has the same.
+        of_map = {} if values is None else map_scores(values, truth.infection, truth.lungs)
         for rule, threshold in cuts.items():
             yield {
                 "image_id": row["image_id"],
@@ -167,17 +172,22 @@ def _score_table(
                 "seconds": row["seconds"],
                 "n_forward": row["n_forward"],
                 "error": row["error"],
-                **_score_one(row, explainer, threshold, truth),
+                **_score_one(values, explainer, threshold, truth),
+                **of_map,
             }
 
 
+def _oriented(row: Mapping[Hashable, Any], explainer: Explainer | Supervised) -> Values | None:
+    """The map as its explainer's sign turns it; None where it failed."""
+    return oriented(values_of(row), explainer.sign) if pd.isna(row["error"]) else None
+
+
 def _score_one(
-    row: Mapping[Hashable, Any], explainer: Explainer | Supervised, threshold: float, truth: Truth
+    values: Values | None, explainer: Explainer | Supervised, threshold: float, truth: Truth
 ) -> dict[str, float]:
-    if not pd.isna(row["error"]):
+    if values is None:
         return {}
     clip = truth.lungs if explainer.clip_to_lungs else None
-    values = oriented(values_of(row), explainer.sign)
     stretch = not explainer.is_probability
     salient = binarise(values, threshold, clip, explainer.median_filter, stretch)
     return localisation_scores(salient, truth.infection) | severity_scores(
