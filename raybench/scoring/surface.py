@@ -92,9 +92,7 @@ def outline(mask: Mask) -> Mask:
     Args:
         mask: bool `[H, W]`.
     """
-    eroded = cv2.erode(
-        mask.astype(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0
-    )
+    eroded = cv2.erode(mask.astype(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(mask & (eroded == 0), np.bool_)
 
 

@@ -8,15 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from skimage.metrics import hausdorff_distance
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from raybench.scoring.boundary import hausdorff
 from raybench.scoring.metrics import METRICS, localisation_scores
-from raybench.scoring.overlap import dice, iou
+from raybench.scoring.overlap import dice, iou, precision, recall, specificity
 
 CXR = Path(__file__).resolve().parents[3] / "shared/data/cxr/Infection Segmentation Data"
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)
+
+# What a metric becomes with the masks changed round; itself for all others.
+TURNED = {
+    "precision": recall,
+    "recall": precision,
+    "specificity": lambda truth, predicted: precision(~truth, ~predicted),
+}
 
 
 @st.composite
@@ -50,6 +57,16 @@ def test_metrics_agree_with_other_libraries(pair: tuple[np.ndarray, np.ndarray])
     flat = truth.ravel(), predicted.ravel()
     assert scores["iou"] == pytest.approx(jaccard_score(*flat, zero_division=1.0))
     assert scores["dice"] == pytest.approx(f1_score(*flat, zero_division=1.0))
+    # scikit-learn's zero_division goes by the denominator alone, ours by the other mask too.
+    assert scores["precision"] == pytest.approx(
+        precision_score(*flat, zero_division=float(not truth.any()))
+    )
+    assert scores["recall"] == pytest.approx(
+        recall_score(*flat, zero_division=float(not predicted.any()))
+    )
+    assert scores["specificity"] == pytest.approx(
+        recall_score(*flat, pos_label=False, zero_division=float(predicted.all()))
+    )
     if predicted.any() and truth.any():
         assert scores["hausdorff"] == pytest.approx(hausdorff_distance(*pair), abs=1e-9)
     else:
@@ -63,7 +80,8 @@ def test_rows_of_the_table_hold(pair: tuple[np.ndarray, np.ndarray]) -> None:
     for metric in METRICS.values():
         value = metric.function(predicted, truth)
         assert np.isnan(value) or metric.bounds[0] <= value <= metric.bounds[1]
-        assert value == pytest.approx(metric.function(truth, predicted), nan_ok=True)
+        turned = TURNED.get(metric.name, metric.function)
+        assert value == pytest.approx(turned(truth, predicted), nan_ok=True)
         if truth.any():
             best = metric.bounds[1] if metric.higher_is_better else metric.bounds[0]
             assert metric.function(truth, truth) == best
@@ -83,6 +101,11 @@ def test_empty_masks() -> None:
     empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
     assert (iou(empty, empty), dice(empty, empty)) == (1.0, 1.0)
     assert (iou(full, empty), dice(empty, full)) == (0.0, 0.0)
+    for metric in (precision, recall):
+        assert metric(empty, empty) == 1.0
+        assert (metric(full, empty), metric(empty, full)) == (0.0, 0.0)
+    assert (specificity(empty, empty), specificity(full, full)) == (1.0, 1.0)
+    assert (specificity(full, empty), specificity(empty, full)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
