@@ -152,13 +152,13 @@ class SweepConfig(Settings):
     def supervised_recipe(self) -> Recipe | None:
         """The supervised U-Net's, with the sweep's preprocessing and augmentation likewise."""
         own = self.supervised
-        return None if own is None else own.filled(self.preprocess, self.training.augment)
+        return None if own is None else own.filled(self.base_preprocess, self.training.augment)
 
     @property
     def lungs_recipe(self) -> Recipe | None:
         """Likewise the lungs', without lung masking."""
         own = self.lungs
-        return None if own is None else own.filled(self.preprocess, self.training.augment)
+        return None if own is None else own.filled(self.base_preprocess, self.training.augment)
 
     @property
     def base_preprocess(self) -> Preprocess:

@@ -49,9 +49,9 @@ def write_card(context: Context, trial_id: str, data: bytes, recipe: Recipe | No
     told |= {
         "seed": config.seed,
         "sweep": config.name,
-        "config_digest": config.digest,
+        "config_digest": context.run.digest,
         "data": config.data.name,
-        "data_digest": _data_digest(context),
+        "data_digest": context.data_digest,
         "versions": {
             "raybench": __version__,
             "torch": str(torch.__version__),
@@ -86,11 +86,6 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights not in ("hub", "none"):
         raw["weights"] = PurePath(recipe.weights).name
     return raw
-
-
-def _data_digest(context: Context) -> str | None:
-    events = context.run.events.read()
-    return next((str(e["data_digest"]) for e in events if e["kind"] == "sweep_started"), None)
 
 
 def add_scores(context: Context, judged: pd.DataFrame) -> None:

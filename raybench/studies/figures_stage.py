@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from raybench.config_search import TUNED
 from raybench.data.preprocess import resize_gray
 from raybench.explain import Explainer, Lime
+from raybench.models.checkpoint import ENSEMBLE
 from raybench.report.figures import (
     PanelCell,
     PanelRow,
@@ -68,8 +69,9 @@ def draw(
         if goal is not None:
             what = f"mean {goal.score} of {goal.explainer.title} on Val"
             n_images = len(context.of("Val"))
+            tried = judged[judged.trial_id != ENSEMBLE]
             run.write_figure(
-                "trials_front.png", png(trials_front(judged, n_images, what, goal.give_up))
+                "trials_front.png", png(trials_front(tried, n_images, what, goal.give_up))
             )
         references = [e.title for e in context.config.explain.explainers if not e.uses_model]
         references += [w.explainer.title for w in winners.get(NO_TRIAL, ())]

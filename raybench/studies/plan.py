@@ -159,7 +159,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for split, counts in plan.images.items():
         total = sum(counts.values())
         yield f"  {split:<6}{total:>7,}   " + ", ".join(f"{n:,} {c}" for c, n in counts.items())
-    yield from _training_lines(config, plan.n_trials)
+    yield from _training_lines(config, plan.n_trials, plan.explained["Val"])
     for recipe in config.recipes:
         phases = ", ".join(
             f"{' or '.join(map(str, values_of(p.unfreeze)))} {p.epochs}" for p in recipe.phases
@@ -196,7 +196,7 @@ def _cache_lines(plan: Plan) -> Iterator[str]:
     )
 
 
-def _training_lines(config: SweepConfig, n_trials: int) -> Iterator[str]:
+def _training_lines(config: SweepConfig, n_trials: int, n_val: int) -> Iterator[str]:
     search = config.search
     limits = [
         f"{limit:g} {words}"
@@ -209,9 +209,9 @@ def _training_lines(config: SweepConfig, n_trials: int) -> Iterator[str]:
         yield f"  for {' or '.join(limits)}: then no more begin, and each ends with its epoch"
     if search.localisation is not None:
         goal = search.localisation
-        n = "all" if goal.n_images is None else f"{goal.n_images:,}"
+        n = n_val if goal.n_images is None else min(goal.n_images, n_val)
         yield (
-            f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n} Val images "
+            f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n:,} Val images "
             f"({goal.explainer.n_forward_planned():,} forward passes each)"
         )
 

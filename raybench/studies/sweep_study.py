@@ -105,7 +105,7 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
     run.events.append(
         "sweep_resumed" if started else "sweep_started",
         version=__version__,
-        config_digest=config.digest,
+        config_digest=run.digest,
         data_digest=found.digest,
     )
     if found.bad and not started:

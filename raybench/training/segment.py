@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn import functional
 
+from raybench.data.preprocess import Preprocess
 from raybench.errors import DataError, ModelError
 from raybench.models.backbones import backbone
 from raybench.models.checkpoint import Card
@@ -49,10 +50,10 @@ class Segmentation(Settings):
                 raise ValueError(f"recipe.{name}: a U-Net has no such setting; leave it out")
         return self
 
-    def filled(self, preprocess: PreprocessDomains, augment: AugmentDomains) -> Recipe:
-        """The recipe, with these where it has no own."""
-        recipe = self.recipe
-        own = {"preprocess": recipe.preprocess or preprocess, "augment": recipe.augment or augment}
+    def filled(self, preprocess: Preprocess, augment: AugmentDomains) -> Recipe:
+        """The recipe, with these where it has no own; of preprocessing only its own is searched."""
+        recipe, plain = self.recipe, PreprocessDomains.model_validate(preprocess.model_dump())
+        own = {"preprocess": recipe.preprocess or plain, "augment": recipe.augment or augment}
         return recipe.model_copy(update=own)
 
 
@@ -69,9 +70,10 @@ class LungSegmentation(Segmentation):
             )
         return self
 
-    def filled(self, preprocess: PreprocessDomains, augment: AugmentDomains) -> Recipe:
-        """The recipe, with these where it has no own, and without lung masking."""
-        return super().filled(preprocess.model_copy(update={"lung_masking": False}), augment)
+    def filled(self, preprocess: Preprocess, augment: AugmentDomains) -> Recipe:
+        """The recipe, with these where it has no own; nothing of the image is blacked out."""
+        whole = {"lung_masking": False, "erase_border": 0.0}
+        return super().filled(preprocess.model_copy(update=whole), augment)
 
 
 @dataclass(frozen=True)

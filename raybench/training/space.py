@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from raybench.settings import Choice, Range, Settings, settled
@@ -116,6 +117,8 @@ def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     apart = {"name", "phases", "plateau", "preprocess", "augment"}
     for name, value in recipe.model_dump(exclude=apart).items():
         flat[name] = value if name != "input_size" else recipe.size[0]
+    if recipe.weights not in ("hub", "none"):
+        flat["weights"] = PurePath(recipe.weights).name  # no folder of this machine
     flat |= recipe.preprocessing.model_dump()
     flat |= {f"augment_{k}": v for k, v in recipe.augmentation.model_dump().items()}
     if recipe.plateau:
