@@ -37,7 +37,7 @@ class StudyScores:
 def study_scores(pairs: Iterable[tuple[Mask, Mask]]) -> StudyScores:
     """Mean IoU, Dice and symmetric Hausdorff distance as the study takes them.
 
-    Per image IoU = |A and B| / |A or B|, Dice = 2 |A and B| / (|A| + |B|), and the larger of the two
+    Per image IoU = |A and B| / |A or B|, Dice = 2 |A and B| / (|A| + |B|), and the larger of both
     directed Hausdorff distances over all pixels of the masks, outlines or not; then the plain mean
     over images. Images with an empty mask are left out of the Hausdorff distance alone.
 

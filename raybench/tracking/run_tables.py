@@ -20,6 +20,7 @@ OWN_NAMES = (
     "trials_lungs.csv",
     "scores.parquet",
     "leaderboard.csv",
+    "comparisons.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",
