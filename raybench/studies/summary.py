@@ -31,6 +31,7 @@ def show(run: RunFolder, console: Console) -> None:
     for name, meaning in (
         ("leaderboard.csv", "the table above"),
         ("comparisons.csv", "a row a pair of explainers: by how much, how sure, in words"),
+        ("strata.csv", "the same means by size and number of lesions, confidence, right or wrong"),
         ("trials_supervised.csv", "a row a trial of the supervised U-Net"),
         ("trials_lungs.csv", "a row a trial of the U-Net that finds lungs"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),

@@ -29,6 +29,7 @@ from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
 from raybench.studies.shortcut_check import warn_of_shortcuts
+from raybench.studies.strata_stage import strata
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
 from raybench.studies.train_stage import gpus_of_trials, train
@@ -158,6 +159,7 @@ def _compute(context: Context, resume: bool) -> None:
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)
+        strata(scores, chosen, context)
         draw(context, judged, scores, board, winners, supervised)
         run.mark_finished()
     except BaseException:

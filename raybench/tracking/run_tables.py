@@ -21,6 +21,7 @@ OWN_NAMES = (
     "scores.parquet",
     "leaderboard.csv",
     "comparisons.csv",
+    "strata.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",
