@@ -146,9 +146,9 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     assert list(scores.columns) == [
         *("trial_id", "backbone", "image_id", "split", "label", "predicted", "explainer"),
         *("threshold_rule", "threshold", "iou", "dice", "hausdorff"),
-        *("precision", "recall", "specificity", "hd95", "assd", "nsd"),
+        *("precision", "recall", "specificity", "hd95", "assd", "nsd", "hausdorff_outline"),
         *("hit_rate", "mass_accuracy", "rank_accuracy", "pixel_auroc", "pixel_ap"),
-        *("outside_lungs",),
+        *("outside_lungs", "pixel_auroc_lungs", "pixel_ap_lungs"),
         *("severity", "severity_truth", "severity_error", "seconds", "n_forward", "error"),
     ]
     best = set(trials[trials.best].trial_id)

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from raybench.data.patients import patient_groups
 from raybench.explain import WholeLung
-from raybench.scoring.metrics import METRICS
+from raybench.scoring.metrics import SCORES
 from raybench.scoring.paired import ALPHA, all_pairs, holm
-from raybench.scoring.ranking import MAP_SCORES
 from raybench.scoring.ranks import mean_intervals, rank_intervals
 from raybench.studies.context import Context
 from raybench.studies.sentences import sentence
@@ -133,7 +132,7 @@ def _families(
 
 def _pairs(family: _Family, metric: str, whole: str | None, seed: int) -> list[dict[str, Any]]:
     """A row a pair; p values are corrected for all pairs of this family and metric."""
-    better = METRICS[metric].higher_is_better
+    better = SCORES[metric].higher_is_better
     rows = []
     scores = family.values(metric)
     for i, j, one in all_pairs(scores, family.patients, seed=seed):
@@ -178,13 +177,13 @@ def _beside(
     family: _Family, pairs: Sequence[dict[str, Any]], whole: str | None, seed: int
 ) -> Iterator[dict[str, Any]]:
     """What the leaderboard's rows of a family get."""
-    names = (*METRICS, *MAP_SCORES)
+    names = tuple(SCORES)
     every = np.hstack([family.values(name) for name in names])
     ends = mean_intervals(every, family.patients, seed=seed)
     low, high = (e.reshape(len(names), -1) for e in (ends.low, ends.high))
     by = COMPARED[0]
     ranks = rank_intervals(
-        family.values(by), family.patients, METRICS[by].higher_is_better, seed=seed
+        family.values(by), family.patients, SCORES[by].higher_is_better, seed=seed
     )
     above = _above([row for row in pairs if row["metric"] == by], family.explainers, whole)
     trials = family.scores.drop_duplicates("explainer")[["explainer", "backbone", "trial_id"]]

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from raybench.data.patients import patient_groups
-from raybench.scoring.metrics import METRICS
-from raybench.scoring.ranking import MAP_SCORES
+from raybench.scoring.metrics import SCORES
 from raybench.scoring.severity import severity_summary
 from raybench.scoring.thresholds import OF_EACH_IMAGE
 from raybench.studies.context import Context
@@ -47,7 +46,7 @@ def leaderboard(
     for key, group in part.groupby(keys, sort=False):
         good = group[group.error.isna()]
         row = dict(zip(keys, key, strict=True)) | {"n": len(good)}
-        row |= {name: good[name].mean() for name in (*METRICS, *MAP_SCORES)}
+        row |= {name: good[name].mean() for name in SCORES}
         row |= severity_summary(
             good.severity.to_numpy(),
             good.severity_truth.to_numpy(),

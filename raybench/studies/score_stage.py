@@ -12,8 +12,8 @@ import pandas as pd
 
 from raybench.explain import Explainer
 from raybench.scoring.binarise import binarise, choose_threshold, oriented
-from raybench.scoring.metrics import METRICS, localisation_scores
-from raybench.scoring.ranking import MAP_SCORES, map_scores
+from raybench.scoring.metrics import SCORES, localisation_scores
+from raybench.scoring.ranking import map_scores
 from raybench.scoring.severity import SEVERITY, severity_scores
 from raybench.scoring.thresholds import Shares, ThresholdRule, area_threshold, otsu
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
@@ -32,8 +32,7 @@ COLUMNS = (
     "explainer",
     "threshold_rule",
     "threshold",
-    *METRICS,
-    *MAP_SCORES,
+    *SCORES,
     *SEVERITY,
     "seconds",
     "n_forward",
