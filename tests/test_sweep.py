@@ -287,6 +287,10 @@ def _same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
+    for name in ("comparisons.csv", "strata.csv"):
+        a, b = (pd.read_csv(p / name) for p in (one, other))
+        assert len(a)
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
     keys = ["trial_id", "explainer", "threshold_rule", "image_id"]
     a, b = (
         pd.read_parquet(p / "scores.parquet")

@@ -61,7 +61,9 @@ def by_strata(
         Columns as in `COLUMNS`. Strata without an image have no row; with images of one patient
         alone they have no interval.
     """
-    joined = scores.merge(facts, on=["trial_id", "image_id"], how="left")
+    # Images come in the order that they were explained in, which differs from run to run.
+    ordered = scores.sort_values("image_id", kind="stable")
+    joined = ordered.merge(facts, on=["trial_id", "image_id"], how="left")
     keys = ["backbone", "trial_id", "explainer", "threshold_rule"]
     rows: list[dict[str, Any]] = []
     for fact in FACTS:
