@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from raybench.config_ensemble import Ensemble
 from raybench.config_errors import problems_of
-from raybench.config_explain import Explain, Tracking
+from raybench.config_explain import Explain, Scoring, Tracking
 from raybench.config_goal import Search
 from raybench.config_overrides import override
 from raybench.config_search import search_problems
@@ -59,6 +59,7 @@ class SweepConfig(Settings):
         description="a U-Net that finds the lungs of images that have no lung mask; null: none",
     )
     explain: Explain = Field(Explain(), description="what is explained, and how")
+    scoring: Scoring = Field(Scoring(), description="how maps are held against the infection")
     explainer_search: ExplainerSearch | None = Field(
         None, description="whether the explainers' settings are searched on Val; null: no"
     )

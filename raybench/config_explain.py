@@ -14,6 +14,7 @@ from raybench.explain import (
     RandomSuperpixels,
     WholeLung,
 )
+from raybench.scoring.thresholds import ThresholdRule
 from raybench.settings import Settings
 from raybench.training.segment import SUPERVISED
 
@@ -57,6 +58,25 @@ class Explain(Settings):
         if SUPERVISED in titles:
             raise ValueError(f"{SUPERVISED} is the U-Net's name: give another label")
         return explainers
+
+
+class Scoring(Settings):
+    """How attribution maps are held against the infection."""
+
+    threshold_rules: tuple[ThresholdRule, ...] = Field(
+        ("fixed", "val"),
+        min_length=1,
+        description="what maps are cut by, every explainer's alike: fixed (its own threshold), "
+        "val (highest mean IoU on Val), otsu, area (as much as infection covers on Val)",
+    )
+
+    @field_validator("threshold_rules")
+    @classmethod
+    def _once(cls, rules: tuple[ThresholdRule, ...]) -> tuple[ThresholdRule, ...]:
+        twice = sorted({r for r in rules if rules.count(r) > 1})
+        if twice:
+            raise ValueError(f"each rule once, found twice: {', '.join(twice)}")
+        return rules
 
 
 class Tracking(Settings):

@@ -146,9 +146,9 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     assert list(scores.columns) == [
         *("trial_id", "backbone", "image_id", "split", "label", "predicted", "explainer"),
         *("threshold_rule", "threshold", "iou", "dice", "hausdorff"),
-        *("precision", "recall", "specificity", "hd95", "assd", "nsd"),
+        *("precision", "recall", "specificity", "hd95", "assd", "nsd", "hausdorff_outline"),
         *("hit_rate", "mass_accuracy", "rank_accuracy", "pixel_auroc", "pixel_ap"),
-        *("outside_lungs",),
+        *("outside_lungs", "pixel_auroc_lungs", "pixel_ap_lungs"),
         *("severity", "severity_truth", "severity_error", "seconds", "n_forward", "error"),
     ]
     best = set(trials[trials.best].trial_id)
@@ -287,6 +287,10 @@ def _same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
+    for name in ("comparisons.csv", "strata.csv"):
+        a, b = (pd.read_csv(p / name) for p in (one, other))
+        assert len(a)
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
     keys = ["trial_id", "explainer", "threshold_rule", "image_id"]
     a, b = (
         pd.read_parquet(p / "scores.parquet")

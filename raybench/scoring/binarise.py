@@ -77,7 +77,7 @@ def binarise(
         ValueError: the map is not finite, `clip` is no bool mask of its shape, or `median` is even.
     """
     _check(values, clip, median)
-    salient = _scaled(values, stretch) > np.float32(threshold)
+    salient = scaled(values, stretch) > np.float32(threshold)
     if clip is not None:
         salient = salient & clip
     if median > 1:
@@ -163,8 +163,8 @@ def iou_at(
             f"{truth.shape}"
         )
     # A pixel's level is how many thresholds it lies strictly above.
-    scaled = _scaled(values, stretch)
-    levels = np.searchsorted(grid.astype(np.float32), scaled, side="left").astype(np.uint8)
+    stretched = scaled(values, stretch)
+    levels = np.searchsorted(grid.astype(np.float32), stretched, side="left").astype(np.uint8)
     if clip is not None:
         levels[~clip] = 0
     if median > 1:
@@ -175,8 +175,16 @@ def iou_at(
     return np.where(union > 0, both / np.maximum(union, 1), 1.0)
 
 
-def _scaled(values: Values, stretch: bool) -> Values:
-    """The map on the scale of the thresholds, float32."""
+def scaled(values: Values, stretch: bool) -> Values:
+    """The map on the scale of the thresholds, float32 `[H, W]`.
+
+    Args:
+        values: attribution map, `[H, W]`.
+        stretch: whether it is stretched to [0, 1]; else it has to lie there already.
+
+    Raises:
+        ValueError: what `min_max` refuses, or values outside [0, 1] that are not stretched.
+    """
     if stretch:
         return min_max(values)
     low, high = float(values.min()), float(values.max())

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from raybench.scoring.boundary import hausdorff
 from raybench.scoring.overlap import dice, iou, precision, recall, specificity
-from raybench.scoring.surface import assd, hd95, nsd
+from raybench.scoring.ranking import LOWER_IS_BETTER, MAP_SCORES
+from raybench.scoring.surface import assd, hausdorff_outline, hd95, nsd
 from raybench.types import Mask
 
 
@@ -60,9 +61,36 @@ METRICS: dict[str, Metric] = {
         Metric("hd95", hd95, False, (0.0, math.inf), "pixels", _DISTANCE),
         Metric("assd", assd, False, (0.0, math.inf), "pixels", _DISTANCE),
         Metric("nsd", nsd, True, (0.0, 1.0), "", _OVERLAP),
+        Metric("hausdorff_outline", hausdorff_outline, False, (0.0, math.inf), "pixels", _DISTANCE),
     )
 }
 """Every localisation metric by name, in the order of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How the values of a column are to be read.
+
+    Attributes:
+        higher_is_better: whether a larger value means better localisation.
+        bounds: the smallest and the largest value it can take.
+        needs_threshold: whether it is of a salient mask; others are of the map itself, and the same
+            under every threshold rule.
+    """
+
+    higher_is_better: bool
+    bounds: tuple[float, float]
+    needs_threshold: bool
+
+
+SCORES: dict[str, Score] = {
+    **{m.name: Score(m.higher_is_better, m.bounds, True) for m in METRICS.values()},
+    **{name: Score(name not in LOWER_IS_BETTER, (0.0, 1.0), False) for name in MAP_SCORES},
+}
+"""Every localisation score of an image, of salient masks and of maps, in the order of the columns.
+
+Tables and the leaderboard follow from it, and through their columns so does MLflow.
+"""
 
 
 def localisation_scores(predicted: Mask, truth: Mask) -> dict[str, float]:

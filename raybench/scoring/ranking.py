@@ -23,6 +23,9 @@ from raybench.types import Mask, Values
 
 OUTSIDE_LUNGS = "outside_lungs"
 
+LOWER_IS_BETTER = frozenset({OUTSIDE_LUNGS})
+"""The scores of which less is better; of all others more is."""
+
 _NO_TRUTH = "no infection: NaN"
 
 
@@ -31,8 +34,8 @@ class Ranked:
     """A map's pixels in falling order, counted at each distinct value; sorted once for all scores.
 
     Attributes:
-        values: the map, `[H, W]`.
-        truth: infection mask, bool `[H, W]`, with at least one pixel.
+        values: the map, `[H, W]`, or those of its pixels that count, `[P]`.
+        truth: infection mask, bool of the same shape, with at least one pixel.
         n_all: pixels at least as high as the i-th highest distinct value, int64 `[L]`.
         n_inside: those of them that are infected, int64 `[L]`.
     """
@@ -138,8 +141,11 @@ MAP_METRICS: dict[str, MapMetric] = {
 }
 """Every score of a map against the infection by name, in the order of the columns."""
 
-MAP_SCORES = (*MAP_METRICS, OUTSIDE_LUNGS)
-"""The columns of a map: `MAP_METRICS` and `outside_lungs`."""
+WITHIN_LUNGS = {"pixel_auroc_lungs": pixel_auroc, "pixel_ap_lungs": pixel_ap}
+"""Scores that are taken over the pixels of the lungs alone too."""
+
+MAP_SCORES = (*MAP_METRICS, OUTSIDE_LUNGS, *WITHIN_LUNGS)
+"""The columns of a map: `MAP_METRICS`, `outside_lungs` and `WITHIN_LUNGS`."""
 
 
 def outside_lungs(values: Values, lungs: Mask | None) -> float:
@@ -162,6 +168,30 @@ def outside_lungs(values: Values, lungs: Mask | None) -> float:
     return outside / (inside + outside) if lungs.any() and inside + outside > 0 else math.nan
 
 
+def within_lungs(values: Values, truth: Mask, lungs: Mask | None) -> dict[str, float]:
+    """AUROC and average precision over the pixels of the lungs: no credit for finding the lungs.
+
+    Args:
+        values: attribution map, `[H, W]`, oriented by its explainer's sign.
+        truth: infection mask, bool `[H, W]`; what lies outside the lungs does not count.
+        lungs: bool `[H, W]`, or None where they are not known.
+
+    Returns:
+        A value for each name of `WITHIN_LUNGS`; NaN without lungs or without infection in them, and
+        the AUROC where infection covers them whole.
+
+    Raises:
+        ValueError: not a finite map and bool masks of its shape.
+    """
+    check_map(values, truth, "truth")
+    if lungs is not None:
+        check_map(values, lungs, "lungs")
+    if lungs is None or not (truth & lungs).any():
+        return dict.fromkeys(WITHIN_LUNGS, math.nan)
+    ranked = Ranked.of(values[lungs], truth[lungs])
+    return {name: score(ranked) for name, score in WITHIN_LUNGS.items()}
+
+
 def map_scores(values: Values, truth: Mask, lungs: Mask | None) -> dict[str, float]:
     """All scores of one map.
 
@@ -181,7 +211,8 @@ def map_scores(values: Values, truth: Mask, lungs: Mask | None) -> dict[str, flo
     if truth.any():
         ranked = Ranked.of(values, truth)
         found = {name: metric.of(ranked) for name, metric in MAP_METRICS.items()}
-    return found | {OUTSIDE_LUNGS: outside_lungs(values, lungs)}
+    outside = {OUTSIDE_LUNGS: outside_lungs(values, lungs)}
+    return found | outside | within_lungs(values, truth, lungs)
 
 
 def check_map(values: Values, mask: Mask, name: str) -> None:

@@ -20,6 +20,7 @@ from raybench.data.preprocess import Preprocess
 from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.models.checkpoint import ENSEMBLE
+from raybench.scoring.thresholds import RULES, ThresholdRule
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Dataset, Split, XrayRecord
@@ -41,10 +42,13 @@ class Tuned:
     rule: Rule
     images: tuple[str, ...]
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """Those it is scored by: a threshold that was not searched is nothing it was found with."""
-        return ("fixed", "val") if self.rule == "fixed" else ("val",)
+    def rules(self, asked: Sequence[ThresholdRule]) -> tuple[ThresholdRule, ...]:
+        """Those of the sweep's that it is scored by, and its own in any case.
+
+        A threshold that was not searched is nothing it was found with: `fixed` is left out then.
+        """
+        every = {*asked, self.rule} - ({"fixed"} if self.rule != "fixed" else set())
+        return tuple(rule for rule in RULES if rule in every)
 
 
 Winners = Mapping[str, Sequence[Tuned]]

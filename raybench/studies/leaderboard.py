@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from raybench.data.patients import patient_groups
-from raybench.scoring.metrics import METRICS
-from raybench.scoring.ranking import MAP_SCORES
+from raybench.scoring.metrics import SCORES
 from raybench.scoring.severity import severity_summary
+from raybench.scoring.thresholds import OF_EACH_IMAGE
 from raybench.studies.context import Context
 from raybench.studies.lungs_stage import n_predicted
 from raybench.studies.supervised_stage import Supervised
@@ -30,6 +30,8 @@ def leaderboard(
     severity's error has a bootstrap interval by patient; images without a lung mask are left out
     of it (`severity_n`), and `n_lungs_predicted` counts the masks that were predicted (`lungs`).
 
+    `threshold` is the mean over images where a rule gives each image its own.
+
     Args:
         best: trials, one a backbone.
         supervised: the U-Net, which has rows of its own.
@@ -44,7 +46,7 @@ def leaderboard(
     for key, group in part.groupby(keys, sort=False):
         good = group[group.error.isna()]
         row = dict(zip(keys, key, strict=True)) | {"n": len(good)}
-        row |= {name: good[name].mean() for name in (*METRICS, *MAP_SCORES)}
+        row |= {name: good[name].mean() for name in SCORES}
         row |= severity_summary(
             good.severity.to_numpy(),
             good.severity_truth.to_numpy(),
@@ -52,7 +54,7 @@ def leaderboard(
             seed=context.config.seed,
         )
         row |= {
-            "threshold": group.threshold.iloc[0],
+            "threshold": _threshold(group),
             "n_errors": len(group) - len(good),
             "n_empty": int(good.hausdorff.isna().sum()),
             "n_lungs_predicted": n_predicted(records),
@@ -61,3 +63,8 @@ def leaderboard(
         }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _threshold(group: pd.DataFrame) -> float:
+    by_image = group.threshold_rule.iloc[0] in OF_EACH_IMAGE
+    return float(group.threshold.mean() if by_image else group.threshold.iloc[0])

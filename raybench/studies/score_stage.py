@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from raybench.explain import Explainer
-from raybench.explain.spaces import Rule
 from raybench.scoring.binarise import binarise, choose_threshold, oriented
-from raybench.scoring.metrics import METRICS, localisation_scores
-from raybench.scoring.ranking import MAP_SCORES, map_scores
+from raybench.scoring.metrics import SCORES, localisation_scores
+from raybench.scoring.ranking import map_scores
 from raybench.scoring.severity import SEVERITY, severity_scores
+from raybench.scoring.thresholds import Shares, ThresholdRule, area_threshold, otsu
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
 from raybench.studies.supervised_stage import Supervised
 from raybench.studies.truths import Truth, load_truths
@@ -31,8 +32,7 @@ COLUMNS = (
     "explainer",
     "threshold_rule",
     "threshold",
-    *METRICS,
-    *MAP_SCORES,
+    *SCORES,
     *SEVERITY,
     "seconds",
     "n_forward",
@@ -53,10 +53,11 @@ def score(
     winners: Winners,
     supervised: Supervised | None = None,
 ) -> pd.DataFrame:
-    """Score every map under both threshold rules and write `scores.parquet`.
+    """Score every map under the sweep's threshold rules and write `scores.parquet`.
 
     `fixed` is the explainer's own threshold; `val` is the one with the highest mean IoU on Val for
-    this trial and explainer, so its figures on Val are those it was chosen by. A winner of the
+    this trial and explainer, so its figures on Val are those it was chosen by. `otsu` and `area`
+    give each image its own (`scoring.thresholds`). A winner of the
     search over settings has `fixed` only where its threshold was searched too, and its `val` is
     chosen on the images that the search compared settings on.
 
@@ -95,7 +96,7 @@ def score(
         bar.close()
         if supervised is not None:
             whose = {"trial_id": supervised.trial_id, "backbone": supervised.backbone}
-            scored = _Scored(supervised, ("fixed", "val"), None)
+            scored = _Scored(supervised, context.config.scoring.threshold_rules, None)
             rows += [whose | r for r in _score_table(context, supervised.table, scored, truths)]
     table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
     context.run.write_parquet("scores.parquet", table_of_scores)
@@ -110,16 +111,17 @@ class _Scored:
     """
 
     explainer: Explainer | Supervised
-    rules: Sequence[Rule]
+    rules: Sequence[ThresholdRule]
     images: frozenset[str] | None
 
 
 def _tables(context: Context, winners: Winners, trial_id: str) -> list[_Scored]:
     """What is scored for a trial: every explainer as set, and its winners."""
     explainers = [e for e in context.config.explain.explainers if explains(e, trial_id)]
-    as_set = [_Scored(e, ("fixed", "val"), None) for e in explainers]
+    asked = context.config.scoring.threshold_rules
+    as_set = [_Scored(e, asked, None) for e in explainers]
     found = winners_for(winners, trial_id)
-    return as_set + [_Scored(w.explainer, w.rules, frozenset(w.images)) for w in found]
+    return as_set + [_Scored(w.explainer, w.rules(asked), frozenset(w.images)) for w in found]
 
 
 def _rows_of(
@@ -150,10 +152,7 @@ def _score_table(
     context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
 ) -> Iterator[dict[str, Any]]:
     explainer = scored.explainer
-    cuts = {"fixed": explainer.threshold} if "fixed" in scored.rules else {}
-    chosen = _val_threshold(context, table, scored, truths)
-    if chosen is not None:
-        cuts["val"] = chosen
+    cuts = _cuts(context, table, scored, truths)
     for row in last_rows(context.run, table, _MAP_COLUMNS):
         truth = truths.get(row["image_id"])
         if truth is None:
@@ -161,7 +160,8 @@ def _score_table(
         values = _oriented(row, explainer)
         # No threshold touches these, so every rule's row has the same.
         of_map = {} if values is None else map_scores(values, truth.infection, truth.lungs)
-        for rule, threshold in cuts.items():
+        for rule, cut in cuts.items():
+            threshold = cut if isinstance(cut, float) else cut(values, truth)
             yield {
                 "image_id": row["image_id"],
                 "split": row["split"],
@@ -175,6 +175,34 @@ def _score_table(
                 **_score_one(values, explainer, threshold, truth),
                 **of_map,
             }
+
+
+_Cut = float | Callable[[Values | None, Truth], float]
+"""A threshold for all images, or a way to find one for each; NaN where its map failed."""
+
+
+def _cuts(
+    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
+) -> dict[ThresholdRule, _Cut]:
+    """What each rule cuts by, learned from Val or from nothing; rules that Val leaves open lack."""
+    explainer = scored.explainer
+    stretch, clip = not explainer.is_probability, explainer.clip_to_lungs
+    found: dict[ThresholdRule, _Cut] = {}
+    for rule in scored.rules:
+        if rule == "fixed":
+            found[rule] = explainer.threshold
+        elif rule == "val":
+            chosen = _val_threshold(context, table, scored, truths)
+            if chosen is not None:
+                found[rule] = chosen
+        elif rule == "otsu":
+            found[rule] = lambda v, _: math.nan if v is None else otsu(v, stretch)
+        elif val := [truths[r.image_id] for r in context.explained["Val"]]:
+            shares = Shares.of((t.infection, t.lungs) for t in val)
+            found[rule] = lambda v, t, shares=shares: (  # type: ignore[misc]
+                math.nan if v is None else area_threshold(v, shares, t.lungs, clip, stretch)
+            )
+    return found
 
 
 def _oriented(row: Mapping[Hashable, Any], explainer: Explainer | Supervised) -> Values | None:

@@ -21,7 +21,7 @@ def show(run: RunFolder, console: Console) -> None:
     console.print(_trials(trials))
     for table in _boards(board) if len(board) else ():
         console.print(table)
-    for line in _lungs(run):
+    for line in (*_lungs(run), *_compared(run)):
         console.print(line, highlight=False)
     warnings = [e["message"] for e in run.events.read() if e["kind"] == "warning"]
     for message in dict.fromkeys(warnings):
@@ -30,6 +30,8 @@ def show(run: RunFolder, console: Console) -> None:
     console.print(f"\nEverything lies in {run.path}/", highlight=False, soft_wrap=True)
     for name, meaning in (
         ("leaderboard.csv", "the table above"),
+        ("comparisons.csv", "a row a pair of explainers: by how much, how sure, in words"),
+        ("strata.csv", "the same means by size and number of lesions, confidence, right or wrong"),
         ("trials_supervised.csv", "a row a trial of the supervised U-Net"),
         ("trials_lungs.csv", "a row a trial of the U-Net that finds lungs"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),
@@ -52,6 +54,13 @@ def _lungs(run: RunFolder) -> Iterator[str]:
             f"Lung masks of {event['predicted']:,} images are predicted by a U-Net (Dice "
             f"{event['val_dice']:.3f} on Val), not the data set's own."
         )
+
+
+def _compared(run: RunFolder) -> Iterator[str]:
+    """What is said of the best explainer, and of LIME and Grad-CAM."""
+    found = [e for e in run.events.read() if e["kind"] == "compared"][-1:]
+    for event in found:
+        yield from event["sentences"]
 
 
 def _number(value: object, digits: int = 3) -> str:

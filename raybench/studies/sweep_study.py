@@ -16,6 +16,7 @@ from raybench.executor import Pool, make_pool
 from raybench.storage import Storage
 from raybench.studies.cards import checkpoint_name
 from raybench.studies.checks import Found, check_names, look
+from raybench.studies.comparing import compare
 from raybench.studies.context import Context, explained_images
 from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
@@ -26,7 +27,9 @@ from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
+from raybench.studies.sentences import headlines
 from raybench.studies.shortcut_check import warn_of_shortcuts
+from raybench.studies.strata_stage import strata
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
 from raybench.studies.train_stage import gpus_of_trials, train
@@ -150,8 +153,13 @@ def _compute(context: Context, resume: bool) -> None:
         finally:
             pool.close()
         scores = score(context, judged, full, winners, supervised)
-        board = leaderboard(scores, list(shown(judged).trial_id), context, supervised)
+        chosen = list(shown(judged).trial_id)
+        compared = compare(scores, chosen, context, supervised)
+        board = compared.join(leaderboard(scores, chosen, context, supervised))
         run.write_csv("leaderboard.csv", board)
+        said = headlines(compared.pairs, board, config, winners, compared.whole)
+        run.events.append("compared", sentences=said)
+        strata(scores, chosen, context)
         draw(context, judged, scores, board, winners, supervised)
         run.mark_finished()
     except BaseException:

@@ -20,6 +20,8 @@ OWN_NAMES = (
     "trials_lungs.csv",
     "scores.parquet",
     "leaderboard.csv",
+    "comparisons.csv",
+    "strata.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",

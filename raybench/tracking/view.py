@@ -25,7 +25,8 @@ RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
 _NOT_CURVES = {"time", "kind", "trial_id", "backbone", "epoch", "phase"}
 _STEPS = {"trial_started", "epoch", "trial_finished"}
 _UNETS = ("trials_supervised.csv", "trials_lungs.csv")
-_TABLES = ("config.yaml", "trials.csv", *_UNETS, "leaderboard.csv", "explainer_search.csv")
+_BOARDS = ("leaderboard.csv", "comparisons.csv", "strata.csv")
+_TABLES = ("config.yaml", "trials.csv", *_UNETS, *_BOARDS, "explainer_search.csv")
 _MAX_VALUE = 6000
 _MAX_ERROR = 500
 

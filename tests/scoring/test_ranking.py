@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from raybench.scoring.ranking import MAP_METRICS, MAP_SCORES, map_scores, outside_lungs
+from raybench.scoring.ranking import (
+    MAP_METRICS,
+    MAP_SCORES,
+    map_scores,
+    outside_lungs,
+    within_lungs,
+)
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -115,3 +121,37 @@ def test_bad_maps_are_refused(name: str) -> None:
         function(values, mask)
     with pytest.raises(ValueError, match="lungs: expected a bool mask"):
         outside_lungs(np.ones((3, 3), np.float32), mask[:1])
+
+
+@settings(deadline=None, max_examples=100)
+@given(maps(), st.data())
+def test_within_the_lungs_only_their_pixels_count(
+    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    values, truth = pair
+    lungs = data.draw(arrays(bool, values.shape))
+    found = within_lungs(values, truth, lungs)
+    assert {k: v for k, v in map_scores(values, truth, lungs).items() if k in found} == (
+        pytest.approx(found, nan_ok=True)
+    )
+    inside = truth[lungs], values[lungs]
+    if not inside[0].any():
+        assert all(math.isnan(v) for v in found.values())
+        return
+    assert found["pixel_ap_lungs"] == pytest.approx(average_precision_score(*inside))
+    if inside[0].all():
+        assert math.isnan(found["pixel_auroc_lungs"])
+    else:
+        assert found["pixel_auroc_lungs"] == pytest.approx(roc_auc_score(*inside))
+
+
+def test_finding_the_lungs_earns_nothing_within_them() -> None:
+    lungs, truth = np.zeros((10, 10), bool), np.zeros((10, 10), bool)
+    lungs[2:8, 2:8], truth[3:5, 3:5] = True, True
+    found = map_scores(lungs.astype(np.float32), truth, lungs)
+    assert found["pixel_auroc"] > 0.8
+    assert found["pixel_auroc_lungs"] == 0.5
+    assert found["pixel_ap_lungs"] == pytest.approx(truth.sum() / lungs.sum())
+    assert all(math.isnan(v) for v in within_lungs(np.ones((2, 2)), np.eye(2) > 0, None).values())
+    with pytest.raises(ValueError, match="lungs: expected a bool mask"):
+        within_lungs(np.ones((2, 2), np.float32), np.eye(2) > 0, np.ones((3, 3), bool))

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from raybench.scoring.surface import NSD_TOLERANCE, assd, hd95, nsd, outline
+from raybench.scoring.boundary import hausdorff
+from raybench.scoring.surface import NSD_TOLERANCE, assd, hausdorff_outline, hd95, nsd, outline
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=20)
 
@@ -69,6 +70,7 @@ def test_distances_are_those_of_all_pairs(pair: tuple[np.ndarray, np.ndarray]) -
     pooled = np.concatenate([there, back])
     expected = max(np.percentile(there, 95), np.percentile(back, 95))
     assert hd95(*pair) == pytest.approx(expected, abs=1e-9)
+    assert hausdorff_outline(*pair) == pytest.approx(pooled.max(), abs=1e-9)
     assert assd(*pair) == pytest.approx(pooled.mean(), abs=1e-9)
     assert nsd(*pair) == pytest.approx((pooled <= NSD_TOLERANCE + 1e-9).mean(), abs=1e-12)
 
@@ -103,9 +105,18 @@ def test_hd95_takes_the_worse_direction() -> None:
     assert nsd(few, many) == pytest.approx((1 + 3) / 102)
 
 
+def test_a_hole_is_near_over_all_pixels_and_far_over_outlines() -> None:
+    full = np.ones((9, 9), bool)
+    holed = full.copy()
+    holed[4, 4] = False
+    # The hole's pixel has a neighbour in the mask; the hole's rim is 3 from the image's edge.
+    assert (hausdorff(full, holed), hausdorff_outline(full, holed)) == (1.0, 3.0)
+
+
 def test_empty_masks() -> None:
     empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
     for pair in ((empty, empty), (full, empty), (empty, full)):
         assert math.isnan(hd95(*pair))
         assert math.isnan(assd(*pair))
+        assert math.isnan(hausdorff_outline(*pair))
     assert (nsd(empty, empty), nsd(full, empty), nsd(empty, full)) == (1.0, 0.0, 0.0)

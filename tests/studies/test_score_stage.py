@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from raybench.config_explain import Scoring
 from raybench.explain import Lime
 from raybench.scoring.metrics import METRICS
 from raybench.scoring.ranking import MAP_SCORES, map_scores
 from raybench.scoring.severity import SEVERITY
+from raybench.scoring.thresholds import RULES
 from raybench.signs import oriented
 from raybench.studies.context import Tuned
 from raybench.studies.leaderboard import leaderboard
 from raybench.studies.score_stage import score
 from raybench.tracking.maps import table_name, to_row
-from raybench.types import AttributionMap
+from raybench.types import AttributionMap, ChestXray, Dataset, XrayRecord
 from tests.studies.searching import context_at
 
 
@@ -98,3 +101,70 @@ def test_scores_of_the_map_stand_in_every_rules_row_and_failed_maps_have_none(
     good = scores[scores.image_id == other].set_index("threshold_rule")
     for name in METRICS:
         assert board[name].tolist() == [good[name][rule] for rule in board.threshold_rule]
+
+
+class _Altered:
+    """The data set with other infection masks on Test."""
+
+    def __init__(self, source: Dataset) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def load(self, record: XrayRecord) -> ChestXray:
+        xray = self._source.load(record)
+        if record.split != "Test":
+            return xray
+        assert xray.infection_mask is not None
+        return replace(xray, infection_mask=xray.infection_mask[::-1, ::-1].copy())
+
+
+def _scored(folder: Path, maps_seed: int, altered: bool) -> pd.DataFrame:
+    """Scores by every rule of maps that on Val are always the same."""
+    context = context_at(folder)
+    scoring = Scoring(threshold_rules=RULES)
+    found = [e for e in context.config.explain.explainers if e.title == "grad_cam"]
+    explain = context.config.explain.model_copy(update={"explainers": found})
+    config = context.config.model_copy(update={"explain": explain, "scoring": scoring})
+    context = replace(context, config=config)
+    rows = []
+    for split, seed in (("Val", 0), ("Test", maps_seed)):
+        rng = np.random.default_rng(seed)
+        for record in context.explained[split]:
+            shape = context.dataset.load(record).image.shape
+            values = AttributionMap(rng.standard_normal(shape).astype(np.float32), None, 0)
+            rows.append(to_row(record.image_id, split, values, None, 0.0))
+    context.run.append(table_name("t0", "grad_cam"), pd.DataFrame(rows))
+    answers = {"trial_id": ["t0"], "image_id": ["none"], "predicted": ["COVID-19"]}
+    context.run.append("predictions", pd.DataFrame(answers))
+    judged = pd.DataFrame(
+        {"trial_id": ["t0"], "backbone": ["test_resnet"], "has_checkpoint": [True]}
+    )
+    if altered:
+        context = replace(context, dataset=_Altered(context.dataset))
+    return score(context, judged, ["t0"], {})
+
+
+def test_nothing_of_test_reaches_a_threshold_or_a_figure_on_val(tmp_path: Path) -> None:
+    plain = _scored(tmp_path / "plain", 1, altered=False)
+    assert set(plain.threshold_rule) == set(RULES)
+    truths = _scored(tmp_path / "truths", 1, altered=True)
+    pd.testing.assert_frame_equal(plain[plain.split == "Val"], truths[truths.split == "Val"])
+    keys = ["image_id", "threshold_rule", "threshold"]
+    pd.testing.assert_frame_equal(plain[keys], truths[keys])
+    assert (plain.iou != truths.iou)[plain.split == "Test"].any(), "the truths did change"
+    maps = _scored(tmp_path / "maps", 2, altered=False)
+    pd.testing.assert_frame_equal(plain[plain.split == "Val"], maps[maps.split == "Val"])
+    learned = plain.threshold_rule.isin(["fixed", "val"])
+    pd.testing.assert_frame_equal(plain[learned][keys], maps[learned][keys])
+    by_map = plain[~learned & (plain.split == "Test")]
+    assert (by_map.threshold != maps.loc[by_map.index].threshold).any(), "the maps did change"
+
+
+def test_a_winner_is_scored_by_the_sweeps_rules_and_its_own() -> None:
+    val, fixed = (Tuned(Lime(), rule, ()) for rule in ("val", "fixed"))
+    assert val.rules(("fixed", "val")) == ("val",)
+    assert fixed.rules(("fixed", "val")) == ("fixed", "val")
+    assert val.rules(("fixed", "otsu")) == ("val", "otsu")
+    assert fixed.rules(("area",)) == ("fixed", "area")

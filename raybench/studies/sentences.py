@@ -1,0 +1,101 @@
+"""Comparisons in words, to be quoted as they stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from raybench.config import SweepConfig
+from raybench.explain import GradCam, Lime
+from raybench.explain.base import Explainer
+from raybench.studies.context import Winners
+from raybench.training.segment import SUPERVISED
+
+_NAMES = {"iou": "IoU", "dice": "Dice"}
+
+
+def sentence(row: Mapping[str, Any], above: Mapping[str, bool | None]) -> str:
+    """One comparison: who, by how much, how sure, on what, and where both stand to the whole lung.
+
+    Args:
+        row: of `comparisons.csv`, the better mean first.
+        above: whether each explainer is significantly better than the whole lung; None: it cannot
+            be said, or it is the whole lung.
+    """
+    ours, theirs = row["explainer"], row["other"]
+    if not row["n"]:
+        return f"{ours} and {theirs} have no image in common"
+    name = _NAMES.get(row["metric"], row["metric"])
+    gap = f"{abs(row['difference']):.2f} {name} {_interval(row['low'], row['high'])}"
+    if row["significant"]:
+        said = f"{ours} {'above' if row['difference'] > 0 else 'below'} {theirs} by {gap}"
+    else:
+        said = f"{ours} and {theirs} cannot be told apart: {gap}"
+    parts = [f"{said}, {_p(row['p_holm'])} (Holm), {_counts(row)}"]
+    told = {who: above.get(who) for who in (ours, theirs)}
+    if None not in told.values():
+        winners = [who for who, is_above in told.items() if is_above]
+        subject = {0: "neither is", 1: f"only {''.join(winners)} is", 2: "both are"}[len(winners)]
+        parts.append(f"{subject} above the whole lung")
+    return "; ".join(parts)
+
+
+def _interval(low: float, high: float) -> str:
+    return "[no interval]" if math.isnan(low + high) else f"[{low:.2f}, {high:.2f}]"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    text = f"n = {row['n']} image{'s' * (row['n'] != 1)}"
+    if row["unit"] == "patient":
+        text += f" of {row['n_groups']} patient{'s' * (row['n_groups'] != 1)}"
+    else:
+        text += " (by image: patients are not known)"
+    return text + (f", {row['n_left_out']} left out" if row["n_left_out"] else "")
+
+
+def headlines(
+    pairs: pd.DataFrame, board: pd.DataFrame, config: SweepConfig, winners: Winners, whole: str
+) -> list[str]:
+    """At most three sentences, of the family (classifier and rule) with the best explainer.
+
+    The best explainer against the whole lung; LIME against Grad-CAM; the U-Net that learned from
+    masks against the best explainer or, without one, the best explainer against the next best.
+    """
+    rule = "val" if "val" in set(board.threshold_rule) else config.scoring.threshold_rules[0]
+    every = [*config.explain.explainers, *(w.explainer for ws in winners.values() for w in ws)]
+    models = {e.title for e in every if e.uses_model}
+    own = board[board.explainer.isin(models) & (board.threshold_rule == rule) & board.iou.notna()]
+    if own.empty:
+        return []
+    ranked = own.sort_values("iou", ascending=False, kind="stable")
+    first = ranked.iloc[0]
+    family = pairs[
+        (pairs.trial_id == first.trial_id)
+        & (pairs.threshold_rule == rule)
+        & (pairs.metric == "iou")
+    ]
+    titles = list(ranked[ranked.trial_id == first.trial_id].explainer)
+    asked = [(titles[0], whole), (_titled(every, Lime), _titled(every, GradCam))]
+    last = SUPERVISED if SUPERVISED in set(board.explainer) else "".join(titles[1:2])
+    asked.append((titles[0], last))
+    where = f"On Test ({first.backbone}, threshold {rule})"
+    found = [text for a, b in asked for text in _of(family, a, b)]
+    return [f"{where}: {text}." for text in dict.fromkeys(found)]
+
+
+def _titled(explainers: Sequence[Explainer], kind: type[Explainer]) -> str:
+    """The first of a kind; empty where there is none."""
+    return next((e.title for e in explainers if type(e) is kind), "")
+
+
+def _of(family: pd.DataFrame, one: str, other: str) -> Iterator[str]:
+    names = {one, other}
+    hit = family[family.explainer.isin(names) & family.other.isin(names)]
+    yield from hit.sentence
