@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from raybench.studies.context import Context, progress_bar
 from raybench.studies.goal import LocalisationJudge
 from raybench.training.cache import ImageCache
 from raybench.training.recipe import Recipe
+from raybench.training.settings import Search
 from raybench.training.space import hyperparameters
 from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
@@ -171,11 +172,24 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
         finally:
             listener.close()
         if all(result.checkpoint is None for result in results):
-            reasons = sorted({str(result.error) for result in results})
-            raise RaybenchError(f"no trial could be trained: {'; '.join(reasons)}")
+            raise RaybenchError(_nothing_trained(config.search, results))
         _keep(context, [_judged(context, job.judge, result) for result in results])
     _tidy(context)
     return run.read("trials")
+
+
+def _nothing_trained(search: Search, results: Sequence[TrialResult]) -> str:
+    """Why there is not one checkpoint, and what to do."""
+    reasons = sorted({result.error for result in results if result.error})
+    said = f"no trial could be trained: {'; '.join(reasons) or 'none has an epoch'}"
+    limits = {"search.hours": search.hours, "search.gpu_hours": search.gpu_hours}
+    named = [f"{key} ({limit:g})" for key, limit in limits.items() if limit is not None]
+    if named and any(not result.error for result in results):
+        said += (
+            f"; {' or '.join(named)} was used up before the other trials had an epoch: name more "
+            "(what is spent stays spent, and another budget is another sweep) and pass --overwrite"
+        )
+    return said
 
 
 def image_cache(config: SweepConfig) -> ImageCache | None:

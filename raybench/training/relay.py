@@ -80,6 +80,8 @@ class SpentStopper(tune.Stopper):  # type: ignore[misc]
     """
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if _budget is not None and result.get("n_epochs", 0) > 0:
+            _budget.begin()  # here, since Tune asks this before it tells any callback
         return is_spent() and result.get(N_LEFT, 1) > 0
 
     def stop_all(self) -> bool:
@@ -103,9 +105,8 @@ class Relay(tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if _budget is None:
             return
-        was_over = _budget.is_over
-        _budget.tick(sum(trial.status == "RUNNING" for trial in trials))
-        if (said := _budget.used_up) is not None and not was_over:
+        said = _budget.tick(sum(trial.status == "RUNNING" for trial in trials))
+        if said is not None:
             self._tell(lambda to: to.budget_spent(said))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

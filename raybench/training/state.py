@@ -139,3 +139,18 @@ def newest(folder: Path, recipe: Recipe) -> State | None:
         if state.recipe == wanted:
             return state
     return None
+
+
+def any_epoch(folder: Path) -> bool:
+    """Whether any trial of a search has a whole state on disk.
+
+    Args:
+        folder: of the search, with a folder for each trial.
+    """
+    for path in folder.glob("*/checkpoint_*"):
+        try:
+            State.read(path)
+        except _UNREADABLE:
+            continue
+        return True
+    return False

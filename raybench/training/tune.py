@@ -31,7 +31,7 @@ from raybench.training.schedulers import PerBackbone
 from raybench.training.searcher import new_searcher
 from raybench.training.settings import Search
 from raybench.training.space import SearchSpace, resolve
-from raybench.training.state import BEST, Epoch, State, newest
+from raybench.training.state import BEST, Epoch, State, any_epoch, newest
 from raybench.training.trial import SECOND, TrialJob, train_one
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,9 @@ def search(
     if tuner is None:
         shutil.rmtree(folder, ignore_errors=True)
         tuner = _new_tuner(trainable, job, settings, folder)
-    with listening(listener, Budget(settings.hours, settings.gpu_hours, gpus, spent)):
+    begun = any_epoch(folder)
+    budget = Budget(settings.hours, settings.gpu_hours, gpus, spent, begun=begun)
+    with listening(listener, budget):
         grid = tuner.fit()
     return sorted((_result(job, r) for r in grid), key=lambda r: r.trial_id)
 

@@ -8,10 +8,12 @@ from typing import Any, cast
 import pytest
 
 from raybench.studies.context import Context
-from raybench.studies.train_stage import Listener
+from raybench.studies.train_stage import Listener, _nothing_trained
 from raybench.training import relay as relays
 from raybench.training.recipe import Recipe
+from raybench.training.settings import Search
 from raybench.training.state import Epoch
+from raybench.training.tune import TrialResult
 
 RECIPE = Recipe.model_validate(
     {
@@ -70,3 +72,19 @@ def test_a_smaller_pass_is_told_once_and_stands_with_each_epoch(
         "t0000 test_resnet: memory was out with batches of 32; it goes on in passes of 8 images, "
         "whose gradients are added up"
     ]
+
+
+def ended(error: str | None) -> TrialResult:
+    return TrialResult("t0000", RECIPE, "failed" if error else "stopped", 0, error, None)
+
+
+def test_where_nothing_could_be_trained_the_error_names_the_budget_and_what_to_do() -> None:
+    search = Search(hours=0.5, gpu_hours=2.0)
+    said = _nothing_trained(search, [ended("out of luck"), ended(None)])
+    assert said.startswith("no trial could be trained: out of luck; search.hours (0.5) or ")
+    assert "search.gpu_hours (2)" in said
+    assert "--overwrite" in said
+    assert "None" not in said
+    assert _nothing_trained(search, [ended("out of luck")]) == (
+        "no trial could be trained: out of luck"
+    ), "where every trial failed the budget is not to blame"

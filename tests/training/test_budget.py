@@ -21,7 +21,7 @@ class Clock:
 
 def test_hours_go_by_the_clock_and_gpu_hours_by_the_trials_that_run(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "tune_spent.json"
-    budget = Budget(2.0, 3.0, 0.5, path, clock)
+    budget = Budget(2.0, 3.0, 0.5, path, clock, begun=True)
     for minutes, n_running in ((30, 0), (30, 2), (45, 4)):
         clock.now += 60 * minutes
         budget.tick(n_running)
@@ -36,17 +36,17 @@ def test_hours_go_by_the_clock_and_gpu_hours_by_the_trials_that_run(tmp_path: Pa
 
 def test_what_was_spent_before_a_kill_counts(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "tune_spent.json"
-    first = Budget(None, 1.0, 2.0, path, clock)
+    first = Budget(None, 1.0, 2.0, path, clock, begun=True)
     clock.now += 1200.0
     first.tick(1)  # killed after this: nothing is written any more
     clock.now += 86400.0  # a day of which nothing was spent
-    second = Budget(None, 1.0, 2.0, path, clock)
+    second = Budget(None, 1.0, 2.0, path, clock, begun=True)
     assert second.spent["gpu_hours"] == pytest.approx(2 / 3)
     assert not second.is_over
     clock.now += 600.0
     second.tick(1)
     assert second.used_up == "the budget of 1 GPU hours (search.gpu_hours) is used up"
-    assert Budget(None, 1.0, 2.0, path, clock).is_over
+    assert Budget(None, 1.0, 2.0, path, clock, begun=True).is_over
 
 
 def test_without_a_limit_nothing_is_ever_used_up(tmp_path: Path) -> None:
@@ -56,3 +56,19 @@ def test_without_a_limit_nothing_is_ever_used_up(tmp_path: Path) -> None:
     budget.tick(100)
     assert budget.used_up is None
     assert not was_over(tmp_path / "none_such.json")
+
+
+def test_nothing_is_over_before_a_trial_has_an_epoch(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "tune_spent.json"
+    budget = Budget(1.0, None, 0.0, path, clock)
+    clock.now += 7200.0
+    assert budget.tick(1) is None
+    assert (budget.is_over, was_over(path)) == (False, False)
+    killed = Budget(1.0, None, 0.0, path, clock)  # resumed with no epoch on disk
+    assert (killed.is_over, was_over(path)) == (False, False)
+    killed.begin()
+    assert (killed.is_over, was_over(path)) == (True, True), "trials not begun read it at once"
+    assert killed.tick(1) == "the budget of 1 hours (search.hours) is used up"
+    assert killed.tick(1) is None, "it is said once"
+    resumed = Budget(1.0, None, 0.0, path, clock, begun=True)
+    assert (resumed.is_over, resumed.tick(1)) == (True, None)

@@ -126,7 +126,7 @@ def test_what_the_budget_came_before_is_not_begun_and_what_was_begun_is_kept(
     reports: Reports,
 ) -> None:
     one, spent = recipe(1e-3, 4), reports.folder.with_name("tune_spent.json")
-    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__).tick(0)
+    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
     run(one, reports)
     assert [f["n_epochs"] for f in reports.told] == [0]
     assert "epoch" not in reports.told[0]
@@ -135,7 +135,7 @@ def test_what_the_budget_came_before_is_not_begun_and_what_was_begun_is_kept(
     reports.kill_at = 2
     with pytest.raises(Killed):
         run(one, reports)
-    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__).tick(0)
+    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
     reports.kill_at = 3  # Tune stops it at the first thing it says
     with pytest.raises(Killed):
         run(one, reports)
@@ -150,7 +150,7 @@ def test_a_used_up_budget_stops_a_trial_at_its_epoch_but_not_before_it_is_judged
     budget = Budget(1.0, None, 0.0, tmp_path / "spent.json", lambda: next(ticks))
     with listening(Listener(), budget):
         budget.tick(1)
-        assert not stopper("t", {N_LEFT: 3})
+        assert not stopper("t", {N_LEFT: 2, "n_epochs": 1})
         budget.tick(1)
         assert stopper("t", {N_LEFT: 3})
         assert not stopper("t", {N_LEFT: 0}), "it has yet to be judged, and ends by itself"
@@ -206,3 +206,18 @@ def test_over_ray_a_trial_diverges_once_and_the_others_are_trained_and_judged(
     assert heard.started == [r.trial_id for r in found], "none was begun twice"
     again = room.search(job, settings, 0.0, tmp_path / "tune", Listener(), resume=True)
     assert again == found
+
+
+def test_over_ray_a_budget_used_up_before_the_first_epoch_still_leaves_one(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    spent = tmp_path / room.spent_name("tune")
+    ticks = iter([0.0, 3600.0])
+    Budget(1e-6, None, 0.0, spent, ticks.__next__).tick(0)  # the driver was killed here
+    settings = Search(trials_per_backbone=4, max_concurrent=1, hours=1e-6)
+    job, heard = job_of(recipe(1e-3, 3)), Listener()
+    found = room.search(job, settings, 0.0, tmp_path / "tune", heard, resume=True)
+    assert [(r.status, r.n_epochs) for r in found if r.checkpoint is not None] == [("stopped", 1)]
+    assert len(found) < 4, "nothing is proposed once there is an epoch"
+    assert heard.epochs == [("t0000", 0)]
+    assert heard.said == ["the budget of 1e-06 hours (search.hours) is used up"]
