@@ -109,9 +109,10 @@ def _is_idle(recipe: Recipe, path: str, drawn: Mapping[str, Any]) -> bool:
 def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """A resolved recipe as flat names and values, as trials are listed and compared by.
 
-    The phases' settings are named by phase: `head_lr`, `partial_epochs`, `last_2_stages_lr`; a
-    number is added where two phases unfreeze the same (`full2_lr`). Preprocessing keeps its names
-    (`lung_masking`), augmentation's begin with `augment_`.
+    The phases' settings are named by their place, from 0 on as in the recipe: `phase0_unfreeze`,
+    `phase0_lr`, `phase0_epochs`. So a name means one phase in every trial, also where the depth is
+    searched; a depth is text (`head`, `2`), since a column is of one type. Preprocessing keeps its
+    names (`lung_masking`), augmentation's begin with `augment_`.
     """
     flat: dict[str, Any] = {}
     apart = {"name", "phases", "plateau", "preprocess", "augment"}
@@ -123,11 +124,8 @@ def hyperparameters(recipe: Recipe) -> dict[str, Any]:
     flat |= {f"augment_{k}": v for k, v in recipe.augmentation.model_dump().items()}
     if recipe.plateau:
         flat |= {f"plateau_{k}": v for k, v in recipe.plateau.model_dump().items()}
-    seen: dict[str, int] = {}
-    for phase in recipe.phases:
-        depth = phase.unfreeze
-        name = depth if isinstance(depth, str) else f"last_{int(depth)}_stages"
-        seen[name] = seen.get(name, 0) + 1
-        label = name if seen[name] == 1 else f"{name}{seen[name]}"
-        flat |= {f"{label}_lr": phase.lr, f"{label}_epochs": phase.epochs}
+    for place, phase in enumerate(recipe.phases):
+        depth = phase.unfreeze if isinstance(phase.unfreeze, str) else int(phase.unfreeze)
+        told = {"unfreeze": str(depth), "lr": phase.lr, "epochs": phase.epochs}
+        flat |= {f"phase{place}_{name}": value for name, value in told.items()}
     return flat

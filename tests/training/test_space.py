@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import pickle
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from pydantic import ValidationError
 
-from raybench.settings import Choice, Range
+from raybench.config import load_config
+from raybench.settings import Choice, Range, settled
 from raybench.training.recipe import Recipe
 from raybench.training.space import SearchSpace, hyperparameters, resolve, searched_settings
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 
 SEARCHED = Recipe.model_validate(
     {
@@ -137,12 +141,15 @@ def test_hyperparameters_are_flat_and_named_by_phase() -> None:
         "augment_contrast": 0.0,
         "plateau_patience": 1,
         "plateau_factor": 0.5,
-        "head_lr": 1e-3,
-        "head_epochs": 1,
-        "full_lr": 3e-4,
-        "full_epochs": 2,
-        "full2_lr": 1e-5,
-        "full2_epochs": 3,
+        "phase0_unfreeze": "head",
+        "phase0_lr": 1e-3,
+        "phase0_epochs": 1,
+        "phase1_unfreeze": "full",
+        "phase1_lr": 3e-4,
+        "phase1_epochs": 2,
+        "phase2_unfreeze": "full",
+        "phase2_lr": 1e-5,
+        "phase2_epochs": 3,
     }
     assert hyperparameters(PLAIN)["input_size"] == 224
 
@@ -162,6 +169,20 @@ WITH_IMAGES = Recipe.model_validate(
 )
 
 
+def test_with_a_searched_depth_a_column_means_one_phase_in_every_trial() -> None:
+    sweep = load_config(SWEEPS / "cxr-search.yaml", [("backbones.0.weights", "none")])
+    (recipe,) = sweep.recipes
+    plain = {path: settled(domain) for path, domain in searched_settings(recipe)}
+    rates = {}
+    for depth in ("full", 3):
+        drawn = plain | {"phases.0.unfreeze": depth, "phases.0.lr": 5e-4}
+        named = {f"{recipe.name}.{path}": value for path, value in drawn.items()}
+        flat = hyperparameters(resolve([recipe], {"backbone": recipe.name, **named}))
+        assert flat["phase0_unfreeze"] == str(depth)
+        rates[depth] = (flat["phase0_lr"], flat["phase1_lr"])
+    assert rates == {"full": (5e-4, 1e-4), 3: (5e-4, 1e-4)}
+
+
 def test_what_does_nothing_is_not_drawn_and_numbers_of_things_are_whole() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
@@ -178,7 +199,8 @@ def test_what_does_nothing_is_not_drawn_and_numbers_of_things_are_whole() -> Non
         assert recipe.augmentation.rotation == trial.params["test_resnet.augment.rotation"]
         flat = hyperparameters(recipe)
         depth = trial.params["test_resnet.phases.0.unfreeze"]
-        assert ("head_lr" in flat, "last_2_stages_lr" in flat) == (depth == "head", depth == 2)
+        told = {name: flat[name] for name in flat if name.startswith("phase")}
+        assert told == {"phase0_unfreeze": str(depth), "phase0_lr": 1e-3, "phase0_epochs": 1}
         seen.add((clahe, depth))
     assert len(seen) == 4
 
