@@ -132,9 +132,12 @@ class Context:
 
     def has_finished(self, stage: str) -> bool:
         """Whether a stage came to its end, now or before an interruption."""
-        return any(
-            e["kind"] == "stage_finished" and e["stage"] == stage for e in self.run.events.read()
-        )
+        return has_finished(self.run, stage)
+
+
+def has_finished(run: RunFolder, stage: str) -> bool:
+    """Whether a stage of the sweep that a folder holds came to its end."""
+    return any(e["kind"] == "stage_finished" and e["stage"] == stage for e in run.events.read())
 
 
 def explained_images(

@@ -32,7 +32,7 @@ from raybench.studies.shortcut_check import warn_of_shortcuts
 from raybench.studies.strata_stage import strata
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
-from raybench.studies.train_stage import gpus_of_trials, train
+from raybench.studies.train_stage import check_gpu_hours, train
 from raybench.tracking.live import LiveProjection
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Split
@@ -86,8 +86,7 @@ def run_sweep(
         try:
             found = look(config, resume=state == "resumed")
             start_ray()
-            if config.search.gpu_hours is not None:
-                gpus_of_trials(config)
+            check_gpu_hours(config, run, resume=state == "resumed")
         except BaseException:
             run.abandon()
             raise

@@ -16,8 +16,9 @@ from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
 from raybench.studies.cards import checkpoint_name, write_card
-from raybench.studies.context import Context, progress_bar
+from raybench.studies.context import Context, has_finished, progress_bar
 from raybench.studies.goal import LocalisationJudge
+from raybench.tracking.run_folder import RunFolder
 from raybench.training.cache import ImageCache
 from raybench.training.recipe import Recipe
 from raybench.training.settings import Search
@@ -201,6 +202,22 @@ def image_cache(config: SweepConfig) -> ImageCache | None:
         return None
     limit = int(config.training.cache_gb * 1e9)
     return ImageCache(Path(config.image_cache), limit) if limit else None
+
+
+def check_gpu_hours(config: SweepConfig, run: RunFolder, resume: bool) -> None:
+    """Refuse a budget of GPU hours before anything is computed where trials hold no GPU.
+
+    Not where nothing is left to train: what follows runs on any machine.
+
+    Args:
+        resume: whether the folder's own sweep goes on; one that is overwritten says nothing.
+
+    Raises:
+        ConfigError, ExecutionError: see `gpus_of_trials`.
+    """
+    trained = resume and has_finished(run, "training")
+    if config.search.gpu_hours is not None and not trained:
+        gpus_of_trials(config)
 
 
 def gpus_of_trials(config: SweepConfig) -> float:

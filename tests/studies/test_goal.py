@@ -24,12 +24,13 @@ from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import binarise
 from raybench.scoring.overlap import dice
-from raybench.studies import summary, train_stage
+from raybench.studies import summary, sweep_study, train_stage
 from raybench.studies.context import Context, explained_images
 from raybench.studies.goal import LocalisationJudge, within_one_error
 from raybench.studies.judge_stage import choose_best
 from raybench.studies.plan import make_plan, plan_lines
 from raybench.tracking.metrics import classification
+from raybench.tracking.run_folder import RunFolder
 from raybench.training.searcher import new_searcher
 from raybench.training.space import SearchSpace, resolve
 from raybench.training.tune import TrialResult
@@ -166,6 +167,38 @@ def test_gpu_hours_need_trials_that_hold_gpus(monkeypatch: pytest.MonkeyPatch) -
         train_stage.gpus_of_trials(config_of(gpu_hours=1))
     room["gpus"] = 0.5
     assert train_stage.gpus_of_trials(config_of(gpu_hours=1)) == 0.5
+
+
+def test_a_sweep_that_is_trained_goes_on_where_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = config_of(gpu_hours=1).model_copy(update={"output": str(tmp_path)})
+    went_on: list[bool] = []
+    for name, stub in {
+        "look": lambda *_, **__: None,
+        "_context": lambda *_: None,
+        "_compute": lambda _, resume: went_on.append(resume),
+        "show": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(sweep_study, name, stub)
+    monkeypatch.setattr(train_stage, "room_for", lambda *_: (0.0, 1))
+
+    def start(**options: bool) -> None:
+        chosen = sweep_study.Options(**options)
+        sweep_study.run_sweep(config, chosen, Console(file=io.StringIO()), lambda: None)
+
+    with pytest.raises(ConfigError, match=r"search\.gpu_hours"):
+        start()
+    with RunFolder(config.run_folder) as run:  # as a machine with GPUs leaves it
+        run.open(config.model_dump(mode="json"), config.digest)
+    with pytest.raises(ConfigError, match=r"search\.gpu_hours"):
+        start(resume=True)
+    with RunFolder(config.run_folder) as run:
+        run.events.append("stage_finished", stage="training", seconds=1.0)
+    start(resume=True)
+    assert went_on == [True]
+    with pytest.raises(ConfigError, match=r"search\.gpu_hours"):
+        start(overwrite=True)
 
 
 def test_the_plan_tells_budget_and_judge() -> None:
