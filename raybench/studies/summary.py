@@ -27,7 +27,7 @@ def show(run: RunFolder, console: Console) -> None:
     for message in dict.fromkeys(warnings):
         short = message if len(message) < 600 else f"{message[:600]}... (all in events.jsonl)"
         console.print(f"Note: {short}", highlight=False, markup=False)
-    console.print(f"\nEverything lies in {run.path}/", highlight=False, soft_wrap=True)
+    console.print(f"\nEverything lies in {run.where}/", highlight=False, soft_wrap=True)
     for name, meaning in (
         ("leaderboard.csv", "the table above"),
         ("comparisons.csv", "a row a pair of explainers: by how much, how sure, in words"),
@@ -42,7 +42,7 @@ def show(run: RunFolder, console: Console) -> None:
             f"compare the runs: mlflow ui --backend-store-uri sqlite:///{run.path}/mlflow.db",
         ),
     ):
-        if run.storage.exists(name.rstrip("/")):
+        if run.storage.exists(name.rstrip("/")) or (run.path / name).exists():
             console.print(f"  {name:<22} {meaning}", highlight=False, soft_wrap=True)
 
 

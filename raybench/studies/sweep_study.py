@@ -101,7 +101,7 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
     started = [e for e in run.events.read() if e["kind"] == "sweep_started"]
     if started and started[0]["data_digest"] != found.digest:
         raise DataError(
-            f"{run.path}: the images are not those that this sweep began with (digest "
+            f"{run.where}: the images are not those that this sweep began with (digest "
             f"{found.digest}, found then {started[0]['data_digest']}); put them back, or pass "
             "--overwrite to start again"
         )

@@ -117,6 +117,7 @@ class Projector:
     def project(self) -> ProjectionReport:
         """Bring MLflow up to date; errors as `project`."""
         begin = time.monotonic()
+        self.run.path.mkdir(parents=True, exist_ok=True)  # of a run in a bucket
         sweep = view(self.run)
         tracking_uri.reach(self.uri)
         self._n_metrics = self._n_files = 0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import optuna
 import ray
 from ray import tune
 
+from raybench.storage import Storage
 from raybench.training.budget import Budget, was_over
 from raybench.training.loop import DivergedError
 from raybench.training.recipe import Recipe
@@ -47,7 +47,8 @@ class TrialResult:
     Attributes:
         status: `finished`, `stopped` (by the scheduler, or as the budget was used up) or `failed`.
         localisation: what the judge said of it; None where none was asked.
-        checkpoint: the file of its best checkpoint, or None where it ended before one.
+        checkpoint: the file of its best checkpoint, as a name below the search's files; None where
+            it ended before one.
     """
 
     trial_id: str
@@ -55,12 +56,13 @@ class TrialResult:
     status: str
     n_epochs: int
     error: str | None
-    checkpoint: Path | None
+    checkpoint: str | None
     localisation: float | None = None
 
 
-def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> None:
+def _trial(drawn: dict[str, Any], job: TrialJob, files: Storage, folder: str) -> None:
     recipe = resolve(job.recipes, drawn)
+    own = f"{folder}/{trial_name(drawn)}"
 
     def report(epoch: Epoch, state: State, second: float = math.nan) -> None:
         with tempfile.TemporaryDirectory() as at:
@@ -76,10 +78,10 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> N
                 figures["micro_batch"] = state.passes["micro_batch"]
             tune.report(figures, checkpoint=tune.Checkpoint.from_directory(at))
 
-    state = newest(folder / trial_name(drawn), recipe)
+    state = newest(files, own, recipe)
     if state is not None:
         report(state.epoch, state)  # Tune may not have heard of it before the interruption
-    elif was_over(spent):  # proposed, or killed in its first epoch, before the budget was used up
+    elif was_over(files, spent_name(folder)):  # proposed, or killed in its first epoch, before
         tune.report(_no_epoch(0) | {N_LEFT: recipe.n_epochs})
         return
     device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -88,7 +90,7 @@ def _trial(drawn: dict[str, Any], job: TrialJob, folder: Path, spent: Path) -> N
             state = train_one(job, recipe, report, state, device)
         except DivergedError as error:
             # Raised, it would be taken for a worker's death, and the same epochs trained again.
-            trained = newest(folder / trial_name(drawn), recipe)
+            trained = newest(files, own, recipe)
             n_epochs = 0 if trained is None else trained.next_epoch
             tune.report(_no_epoch(n_epochs) | {GAVE_UP: str(error), N_LEFT: 0})
             return
@@ -105,7 +107,8 @@ def search(
     job: TrialJob,
     settings: Search,
     gpus: float,
-    folder: Path,
+    files: Storage,
+    folder: str,
     listener: TrialListener,
     resume: bool,
 ) -> list[TrialResult]:
@@ -113,7 +116,8 @@ def search(
 
     Args:
         gpus: GPUs of each trial; the caller made sure that one fits.
-        folder: where Tune keeps its state and the trials' checkpoints; local.
+        files: of the run folder, local or in a bucket; every worker can write to it.
+        folder: below them, where Tune keeps its state and the trials' checkpoints.
         resume: restore what is in the folder. Finished trials are kept as they are, others go on
             from their last epoch, and the Optuna study continues.
 
@@ -126,18 +130,18 @@ def search(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
-    spent = folder.parent / spent_name(folder.name)
     if not resume:
-        spent.unlink(missing_ok=True)
-    given = tune.with_parameters(_trial, job=job, folder=folder, spent=spent)
+        files.remove(spent_name(folder))
+    given = tune.with_parameters(_trial, job=job, files=files, folder=folder)
     trainable = tune.with_resources(given, {"cpu": float(job.n_threads), "gpu": gpus})
-    tuner = _restored(trainable, folder) if resume else None
+    tuner = _restored(trainable, files, folder) if resume else None
     if tuner is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        tuner = _new_tuner(trainable, job, settings, folder)
-    with listening(listener, Budget(settings.hours, settings.gpu_hours, gpus, spent)):
+        files.remove(folder)
+        tuner = _new_tuner(trainable, job, settings, files, folder)
+    budget = Budget(settings.hours, settings.gpu_hours, gpus, files, spent_name(folder))
+    with listening(listener, budget):
         grid = tuner.fit()
-    return sorted((_result(job, r) for r in grid), key=lambda r: r.trial_id)
+    return sorted((_result(job, folder, r) for r in grid), key=lambda r: r.trial_id)
 
 
 def spent_name(folder: str) -> str:
@@ -145,12 +149,17 @@ def spent_name(folder: str) -> str:
     return f"{folder}_spent.json"
 
 
-def _restored(trainable: Any, folder: Path) -> tune.Tuner | None:
+def _restored(trainable: Any, files: Storage, folder: str) -> tune.Tuner | None:
     """The search that an interrupted driver left; None where it had not begun."""
-    if not tune.Tuner.can_restore(str(folder)):
+    system, path = files.arrow(folder)
+    if not tune.Tuner.can_restore(path, storage_filesystem=system):
         return None
     tuner = tune.Tuner.restore(
-        str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True
+        path,
+        trainable=trainable,
+        resume_unfinished=True,
+        resume_errored=True,
+        storage_filesystem=system,
     )
     try:
         n_known = len(tuner.get_results())
@@ -161,7 +170,10 @@ def _restored(trainable: Any, folder: Path) -> tune.Tuner | None:
     return tuner
 
 
-def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) -> tune.Tuner:
+def _new_tuner(
+    trainable: Any, job: TrialJob, settings: Search, files: Storage, folder: str
+) -> tune.Tuner:
+    system, path = files.arrow()
     space = SearchSpace(job.recipes)
     points = space.first_points(settings.trials_per_backbone)
     metrics = [SCORE] if job.judge is None else [SCORE, SECOND]
@@ -181,8 +193,9 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
             trial_dirname_creator=lambda trial: trial_name(trial.config),
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=folder,
+            storage_path=path,
+            storage_filesystem=system,
             verbose=0,
             callbacks=[Relay(job.recipes, job.task.score)],
             stop=SpentStopper(),
@@ -192,7 +205,7 @@ def _new_tuner(trainable: Any, job: TrialJob, settings: Search, folder: Path) ->
     )
 
 
-def _result(job: TrialJob, result: Any) -> TrialResult:
+def _result(job: TrialJob, folder: str, result: Any) -> TrialResult:
     recipe = resolve(job.recipes, result.config)
     figures = result.metrics or {}
     n_epochs = int(figures.get("n_epochs", 0))
@@ -200,7 +213,10 @@ def _result(job: TrialJob, result: Any) -> TrialResult:
     error: str | None = figures.get(GAVE_UP)
     if result.error is not None:
         error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")
-    checkpoint = None if result.checkpoint is None else Path(result.checkpoint.path) / BEST
+    checkpoint = None
+    if result.checkpoint is not None:
+        kept = PurePosixPath(result.checkpoint.path).name
+        checkpoint = f"{folder}/{trial_name(result.config)}/{kept}/{BEST}"
     status = "finished" if n_epochs >= recipe.n_epochs else "stopped"
     return TrialResult(
         trial_id=trial_name(result.config),

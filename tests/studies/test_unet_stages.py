@@ -89,7 +89,7 @@ def in_process(seen: list[XrayRecord]) -> Callable[..., Any]:
     from raybench.training.state import State
     from raybench.training.tune import TrialResult, train_one
 
-    def search(job: Any, settings: Any, gpus: float, folder: Path, listener: Any, resume: bool):  # type: ignore[no-untyped-def]
+    def search(job: Any, _: Any, __: float, files: Storage, folder: str, listener: Any, ___: bool):  # type: ignore[no-untyped-def]
         found: list[State] = []
 
         def report(epoch: Any, state: State) -> None:
@@ -98,10 +98,9 @@ def in_process(seen: list[XrayRecord]) -> Callable[..., Any]:
 
         job = replace(job, dataset=Watched(job.dataset, seen))
         train_one(job, job.recipes[0], report)
-        folder.mkdir(parents=True)
-        (folder / "best").write_bytes(found[-1].best)
+        files.write(f"{folder}/best", found[-1].best)
         recipe = job.recipes[0]
-        return [TrialResult("t0000", recipe, "finished", len(found), None, folder / "best")]
+        return [TrialResult("t0000", recipe, "finished", len(found), None, f"{folder}/best")]
 
     return search
 

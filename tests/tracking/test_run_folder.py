@@ -176,8 +176,8 @@ def test_places_that_cannot_be_run_folders(tmp_path: Path) -> None:
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunFolderError, match="cannot be a run folder"):
             RunFolder(str(root)).open(CONFIG, "d1")
-    with pytest.raises(RunFolderError, match="local path"):
-        RunFolder("s3://bucket/runs/fake")
+    with pytest.raises(RunFolderError, match="nowhere://bucket/runs/fake: no reader"):
+        RunFolder("nowhere://bucket/runs/fake").open(CONFIG, "d1")
     with pytest.raises(RunFolderError, match="not a run folder"):
         _ = RunFolder(str(tmp_path)).config
 
