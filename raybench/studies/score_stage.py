@@ -150,6 +150,19 @@ def _predicted(context: Context) -> dict[tuple[str, str], str]:
 
 def _score_table(
     context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
+) -> list[dict[str, Any]]:
+    """In the order of the images, not in that in which maps were made: it differs from run to run,
+    and with it the last digit of a mean.
+    """
+    place = {
+        r.image_id: n for n, r in enumerate(r for of in context.explained.values() for r in of)
+    }
+    rows = _scored_rows(context, table, scored, truths)
+    return sorted(rows, key=lambda row: place[row["image_id"]])
+
+
+def _scored_rows(
+    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
 ) -> Iterator[dict[str, Any]]:
     explainer = scored.explainer
     cuts = _cuts(context, table, scored, truths)
