@@ -88,6 +88,7 @@ def test_the_summary_shows_the_interval(tmp_path: Path) -> None:
         read_csv=tables.__getitem__,
         events=SimpleNamespace(read=list),
         path=tmp_path,
+        where=str(tmp_path),
         storage=SimpleNamespace(exists=lambda _: False),
     )
     said = io.StringIO()
