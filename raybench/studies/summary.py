@@ -29,6 +29,7 @@ def show(run: RunFolder, console: Console) -> None:
         console.print(f"Note: {short}", highlight=False, markup=False)
     console.print(f"\nEverything lies in {run.where}/", highlight=False, soft_wrap=True)
     for name, meaning in (
+        ("report.html", "the page to read: open it in a browser"),
         ("leaderboard.csv", "the table above"),
         ("comparisons.csv", "a row a pair of explainers: by how much, how sure, in words"),
         ("strata.csv", "the same means by size and number of lesions, confidence, right or wrong"),

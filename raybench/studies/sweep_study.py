@@ -25,6 +25,7 @@ from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
+from raybench.studies.report_stage import write_report
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
@@ -161,6 +162,8 @@ def _compute(context: Context, resume: bool) -> None:
         run.events.append("compared", sentences=said)
         strata(scores, chosen, context)
         draw(context, judged, scores, board, winners, supervised)
+        with context.stage("reporting"):
+            write_report(context, shown(judged), winners, supervised)
         run.mark_finished()
     except BaseException:
         if live is not None:
