@@ -231,7 +231,8 @@ def _is_class(column: str) -> bool:
 
 def _facts(run: RunFolder, config: SweepConfig, events: Sequence[dict[str, Any]]) -> dict[str, str]:
     first = next((e for e in events if e["kind"] == "sweep_started"), {})
-    stages = {e["stage"]: e["seconds"] for e in events if e["kind"] == "stage_finished"}
+    ended = [e for e in events if e["kind"] == "stage_finished" and e["stage"] != "reporting"]
+    stages = {e["stage"]: e["seconds"] for e in ended}
     resumed = sum(e["kind"] == "sweep_resumed" for e in events)
     versions: dict[str, Any] = {}
     for name in run.storage.names("checkpoints"):
