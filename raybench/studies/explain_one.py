@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 
 from raybench.data.images import read_gray, read_mask
 from raybench.data.phantom import Phantom
-from raybench.data.preprocess import Preprocess
+from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
 from raybench.explain import Explainer
 from raybench.models.checkpoint import Card, load_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.report.infection_map import infection_map
 from raybench.report.panel import PanelCell, PanelRow, explanation_panel
+from raybench.report.weights import weights_figure
 from raybench.scoring.binarise import binarise, oriented
 from raybench.scoring.metrics import localisation_scores
 from raybench.scoring.ranking import map_scores
@@ -230,6 +231,24 @@ class Explanations:
             for start in range(0, len(cells), across)
         ]
         return explanation_panel(rows, f"What speaks for {self.target}")
+
+    def weights(self, title: str) -> Figure:
+        """The superpixels of one of the LIME family, and its weights with standard errors.
+
+        Raises:
+            ExplainError: there is no such map, or it is not made of superpixels.
+        """
+        found = {e.explainer.title: e.map for e in self.each if "uncertainty" in e.map.extras}
+        if title not in found:
+            raise ExplainError(
+                f"expected an explainer that fits weights to superpixels, one of "
+                f"{', '.join(found) or 'none here'}, found {title!r}"
+            )
+        extras = found[title].extras
+        labels = extras["superpixels"]
+        image = resize_gray(self.seen, (labels.shape[0], labels.shape[1]))
+        told = f"{title}: r2 {extras['r2']:.2f}, from {found[title].n_forward} forward passes"
+        return weights_figure(image, labels, extras["weights"], extras["uncertainty"], told)
 
     def _row(self, one: Explained) -> dict[str, float | str]:
         row: dict[str, float | str] = {"explainer": one.explainer.title}
