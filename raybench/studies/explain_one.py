@@ -154,8 +154,7 @@ def read_xray(
         lung_mask, infection_mask: files of the same size, 0 and 255.
 
     Raises:
-        StorageError: a file is not there.
-        BadImageError: one does not open, or is no mask of the image's size.
+        BadImageError: a file is not there or does not open, or is no mask of the image's size.
     """
     grey = read_gray(*_at(image))
     shape = (grey.shape[0], grey.shape[1])
