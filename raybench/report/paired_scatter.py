@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -37,7 +39,8 @@ def paired_scatter(
     ax = figure.subplots()
     end = max(1.08 * float(max(a.max(), b.max())), 0.05)
     ax.plot([0, end], [0, end], color="#8C8C8C", linewidth=1, zorder=1)
-    ax.scatter(b, a, s=26, color=COLOURS[0], alpha=0.75, edgecolor="white", linewidth=0.5, zorder=3)
+    style: Any = {"edgecolor": "white", "linewidth": 0.5, "zorder": 3, "clip_on": False}
+    ax.scatter(b, a, s=26, color=COLOURS[0], alpha=0.75, **style)
     ax.plot(b.mean(), a.mean(), marker="+", markersize=16, markeredgewidth=2, color="black")
     counts = (f"{(a > b).sum()} of {len(a)} images above the line", "+ the means of both")
     ax.text(0.03 * end, 0.97 * end, "\n".join(counts), va="top", fontsize=9)

@@ -17,7 +17,7 @@ from raybench.report.paired_scatter import paired_scatter
 from raybench.scoring.metrics import SCORES
 from raybench.scoring.paired import ALPHA, Paired, paired
 from raybench.studies.reading import Runs, config_of
-from raybench.studies.sentences import sentence
+from raybench.studies.sentences import NAMES, sentence
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Compared:
     def figure(self) -> Figure:
         """A dot an image (`report.paired_scatter`)."""
         first, second = (self.table[c].to_numpy(np.float64) for c in ("first", "second"))
-        return paired_scatter((first, second), self.names, self.metric, self.text)
+        metric = NAMES.get(self.metric, self.metric)
+        return paired_scatter((first, second), self.names, metric, self.text)
 
 
 def compare_two(

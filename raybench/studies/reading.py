@@ -22,7 +22,7 @@ from raybench.training.segment import SUPERVISED
 
 _SHOWN = (
     *("run", "backbone", "explainer", "n", "iou", "iou_low", "iou_high", "iou_rank"),
-    *("above_whole_lung", "dice", "hausdorff"),
+    "above_whole_lung",
 )
 
 
@@ -66,9 +66,11 @@ class Runs:
         return list(ranked.backbone)
 
     def board(self, rule: str = "val") -> pd.DataFrame:
-        """The leaderboard by one threshold rule, its main columns, the highest IoU first."""
+        """The leaderboard by one threshold rule, its main columns, by run, backbone and IoU."""
         board = self.leaderboard
-        ranked = board[board.threshold_rule == rule].sort_values("iou", ascending=False)
+        ranked = board[board.threshold_rule == rule].sort_values(
+            ["run", "backbone", "iou"], ascending=[True, True, False]
+        )
         return ranked[list(_SHOWN)].reset_index(drop=True)
 
     def by_image(

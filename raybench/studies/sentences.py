@@ -14,7 +14,8 @@ from raybench.explain.base import Explainer
 from raybench.studies.context import Winners
 from raybench.training.segment import SUPERVISED
 
-_NAMES = {"iou": "IoU", "dice": "Dice"}
+NAMES = {"iou": "IoU", "dice": "Dice"}
+"""Scores as they are written in words; others go by their columns."""
 
 
 def sentence(
@@ -31,7 +32,7 @@ def sentence(
     ours, theirs = row["explainer"], row["other"]
     if not row["n"]:
         return f"{ours} and {theirs} have no image in common"
-    name = _NAMES.get(row["metric"], row["metric"])
+    name = NAMES.get(row["metric"], row["metric"])
     gap = f"{abs(row['difference']):.2f} {name} {_interval(row['low'], row['high'])}"
     if row["significant"]:
         said = f"{ours} {'above' if row['difference'] > 0 else 'below'} {theirs} by {gap}"
