@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from raybench.data.images import read_gray, read_mask
-from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.errors import ExplainError
 from raybench.explain import Explainer
-from raybench.models.checkpoint import Card, load_checkpoint
+from raybench.models.checkpoint import load_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.report.infection_map import infection_map
 from raybench.report.panel import PanelCell, PanelRow, explanation_panel
@@ -30,30 +28,11 @@ from raybench.scoring.metrics import localisation_scores
 from raybench.scoring.ranking import map_scores
 from raybench.storage import Storage
 from raybench.studies.context import progress_bar
-from raybench.training.batches import load_images
-from raybench.training.loop import Trainer
-from raybench.training.recipe import Recipe
-from raybench.training.task import Classify
+from raybench.studies.practice import practice_checkpoint
 from raybench.types import AttributionMap, ChestXray, Gray, XrayRecord
 
 _ACROSS = 4
 """Maps in a row of the picture."""
-
-PRACTICE = Recipe.model_validate(
-    {
-        "name": "test_efficientnet",
-        "weights": "none",
-        "input_size": 96,
-        "batch_size": 16,
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "phases": [
-            {"unfreeze": "full", "epochs": 9, "lr": 5e-3},
-            {"unfreeze": "full", "epochs": 3, "lr": 5e-4},
-        ],
-    }
-)
-"""The small classifier's recipe: seconds on one core, and right on 19 phantoms of 20."""
 
 
 @dataclass(frozen=True)
@@ -102,46 +81,6 @@ def open_checkpoint(path: str | None = None) -> Opened:
     what = "trained on phantoms just now" if path is None else path
     said = f"{card.backbone}, {what}; accuracy on Val {accuracy:.2f}"
     return Opened(model, Preprocess.model_validate(card.preprocess), said)
-
-
-def practice_checkpoint(n_train: int = 50, recipe: Recipe = PRACTICE, seed: int = 0) -> bytes:
-    """Train a small classifier on phantoms, with a bar; a checkpoint like a sweep's.
-
-    Args:
-        n_train: phantoms of each of the three classes.
-        recipe: plain values, random weights.
-        seed: of weights, order and augmentation.
-    """
-    side = recipe.size[0]
-    raw = {"name": "phantom", "n_train": n_train, "n_val": 15, "n_test": 1, "size": side}
-    data = Phantom.model_validate(raw)
-    task = Classify(data.classes)
-    records = data.records()
-    preprocess = recipe.preprocessing
-    train, val = (
-        load_images(
-            data, [r for r in records if r.split == split], preprocess, recipe.size, task.target
-        )
-        for split in ("Train", "Val")
-    )
-    torch.manual_seed(seed)
-    card = Card(recipe.name, data.classes, recipe.size, preprocess.model_dump())
-    trainer = Trainer(task, task.network(recipe), recipe, card, seed, "cpu")
-    with progress_bar(sum(p.epochs for p in recipe.phases), "practice", "epoch") as bar:
-        return trainer.fit(train, val, lambda *_: bar.update(1)).best
-
-
-def practice_xray(number: int = 6, marker: bool = False) -> ChestXray:
-    """A COVID-19 phantom that `practice_checkpoint` was not trained on, 256 x 256, with masks.
-
-    Args:
-        number: 1 and up, each another patient.
-        marker: a glyph in the corner, which no lung reaches.
-    """
-    raw = {"name": "phantom", "n_test": number, "marker": marker}
-    data = Phantom.model_validate(raw)
-    ill = [r for r in data.records() if (r.split, r.label) == ("Test", data.infection_class)]
-    return data.load(next(r for r in ill if f"_{number}." in r.image_id))
 
 
 def read_xray(

@@ -16,14 +16,12 @@ from raybench.report.style import png
 from raybench.scoring.binarise import binarise
 from raybench.scoring.overlap import iou
 from raybench.studies.explain_one import (
-    PRACTICE,
     Opened,
     explain_one,
     open_checkpoint,
-    practice_checkpoint,
-    practice_xray,
     read_xray,
 )
+from raybench.studies.practice import PRACTICE, practice_checkpoint, practice_xray
 
 EXPLAINERS = (Lime(n_samples=40, superpixels=Grid(cells=4)), GradCam(), WholeLung())
 
