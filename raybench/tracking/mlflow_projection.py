@@ -73,8 +73,8 @@ def check_uri(uri: str) -> None:
     """
     tracking_uri.reach(uri)
     if uri.startswith(("http://", "https://")):
-        with _told(uri):
-            client = _client(uri)
+        with told(uri):
+            client = client_of(uri)
             tracking_uri.within(
                 _CHECK_SECONDS, lambda: client.search_experiments(max_results=1), uri
             )
@@ -122,8 +122,8 @@ class Projector:
         tracking_uri.reach(self.uri)
         self._n_metrics = self._n_files = 0
         name = self.experiment or sweep.name
-        with one_at_a_time(tracking_uri.home(self.uri, self.run.path)), _told(self.uri):
-            client = _client(self.uri)
+        with one_at_a_time(tracking_uri.home(self.uri, self.run.path)), told(self.uri):
+            client = client_of(self.uri)
             experiment_id = self._experiment(client, name)
             parent_id = self._runs(client, experiment_id, sweep)
         return ProjectionReport(
@@ -224,7 +224,7 @@ class Projector:
         client.set_tag(run_id, _FILES, whole)
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
     """MLflow's client, with every call bounded: a dead server would else block it for minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -240,7 +240,7 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
+def told(uri: str) -> Iterator[None]:
     """Whatever MLflow, its database driver or the network raise becomes one readable line."""
     try:
         yield

@@ -23,6 +23,7 @@ OWN_NAMES = (
     "leaderboard.csv",
     "comparisons.csv",
     "strata.csv",
+    "published.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",

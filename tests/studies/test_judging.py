@@ -85,7 +85,7 @@ def test_the_summary_shows_the_interval(tmp_path: Path) -> None:
     trials = scores.assign(backbone="net", status="finished", n_epochs=3, best=[True, False])
     tables = {"trials.csv": trials, "leaderboard.csv": pd.DataFrame()}
     run = SimpleNamespace(
-        read_csv=tables.__getitem__,
+        read_csv=lambda name: tables.get(name, pd.DataFrame()),
         events=SimpleNamespace(read=list),
         path=tmp_path,
         where=str(tmp_path),
