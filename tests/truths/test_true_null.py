@@ -74,7 +74,6 @@ def test_a_thousand_leaderboards_without_a_better_explainer(tmp_path: Path) -> N
     most = binom.ppf(0.999, N_BOARDS, ALPHA)
     for metric in ("iou", "dice"):
         winners = sum(pairs[pairs.metric == metric].significant.any() for pairs in found)
-        print(metric, winners, "of", N_BOARDS)
         assert 0 < winners <= most, metric
         above = r"(?:only \w+ is|both are) above the whole lung"
         told = [p[p.metric == metric].sentence.str.contains(above).any() for p in found]
