@@ -229,8 +229,9 @@ def _result(job: TrialJob, folder: str, result: Any) -> TrialResult:
         error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")
     checkpoint = None
     if result.checkpoint is not None:
-        kept = PurePosixPath(result.checkpoint.path).name
-        checkpoint = f"{folder}/{trial_name(result.config)}/{kept}/{BEST}"
+        # Tune adds to a trial's name where a kill left a folder of that name behind.
+        own, kept = PurePosixPath(result.checkpoint.path).parts[-2:]
+        checkpoint = f"{folder}/{own}/{kept}/{BEST}"
     status = "finished" if n_epochs >= recipe.n_epochs else "stopped"
     return TrialResult(
         trial_id=trial_name(result.config),
