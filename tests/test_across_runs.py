@@ -254,7 +254,17 @@ def _expect_report(
     assert len(rows) == 2 * len(json.loads(_rows_of(written)))
     assert {len(row["tiles"]) for row in rows} == {4}, "and the winners of the search"
     assert all(tile["map"] for row in rows for tile in row["tiles"])
+    stored = files.read("config.yaml")
+    uri = f"sqlite:///{tmp_path}/mlflow.db".encode()
+    assert uri in stored
+    files.write("config.yaml", stored.replace(uri, b"https://me:hush@tracking.example"))
+    assert report.main([near.run_folder]) == 0
+    assert b"https://me:***@tracking.example" in files.read("report.html")
+    assert b"hush" not in files.read("report.html"), "a page is passed on"
     capsys.readouterr()
+    files.write("config.yaml", stored + b"none_such: 1\n")
+    assert report.main([near.run_folder]) == 2
+    assert "are not those of this version of raybench (1 differ)" in capsys.readouterr().err
     assert report.main([str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
 

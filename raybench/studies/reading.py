@@ -162,7 +162,7 @@ class Runs:
     @cached_property
     def _references(self) -> list[str]:
         """Titles of the explainers that look at no model, in any run."""
-        titles = [_references_of(run) for run in self.folders.values()]
+        titles = [references_of(config_of(run)) for run in self.folders.values()]
         return list(dict.fromkeys(title for of_run in titles for title in of_run))
 
     def _joined(self, read: Callable[[RunFolder], pd.DataFrame]) -> pd.DataFrame:
@@ -207,11 +207,14 @@ def config_of(run: RunFolder) -> SweepConfig:
         return SweepConfig.model_validate(run.config)
     except ValidationError as error:
         raise ConfigError(
-            f"{run.path}: its settings are not those of this version of raybench "
-            f"({error.error_count()} differ); read it with the version that wrote it"
+            [
+                f"{run.where}: its settings are not those of this version of raybench "
+                f"({error.error_count()} differ); read it with the version that wrote it"
+            ]
         ) from error
 
 
-def _references_of(run: RunFolder) -> list[str]:
-    own = [e.title for e in config_of(run).explain.explainers if not e.uses_model]
+def references_of(config: SweepConfig) -> list[str]:
+    """Titles of the explainers that look at no model, and of what the search finds of them."""
+    own = [e.title for e in config.explain.explainers if not e.uses_model]
     return own + [f"{title}{TUNED}" for title in own]

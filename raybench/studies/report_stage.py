@@ -19,9 +19,11 @@ from raybench.report.page.tables import Table, heading, table_of
 from raybench.storage import Storage
 from raybench.studies.context import Context, Winners
 from raybench.studies.lungs_stage import LUNGS
+from raybench.studies.reading import config_of, references_of
 from raybench.studies.report_rows import FOLDER, Trial, rows, trials_shown
 from raybench.studies.supervised_stage import Supervised
 from raybench.tracking.run_folder import RunFolder
+from raybench.tracking.tracking_uri import shown
 from raybench.training.segment import SUPERVISED
 
 NAME = "report.html"
@@ -51,16 +53,16 @@ _SCORES = ("accuracy", "precision", "recall", "f1", "macro_auc", "average_precis
 
 
 def write_report(
-    context: Context, shown: pd.DataFrame, winners: Winners, supervised: Supervised | None
+    context: Context, best: pd.DataFrame, winners: Winners, supervised: Supervised | None
 ) -> None:
     """Write `report.html` of a sweep whose tables and figures are there.
 
     Args:
-        shown: trials that stand on the leaderboard.
+        best: trials that stand on the leaderboard.
         winners: of the search over settings.
         supervised: the U-Net, where there is one.
     """
-    trials = trials_shown(context, shown, winners, supervised)
+    trials = trials_shown(context, best, winners, supervised)
     part = _part(context.run, context.config, context, trials)
     context.run.write_file(NAME, render([part], context.config.name).encode())
 
@@ -79,7 +81,7 @@ def compare_runs(runs: Sequence[RunFolder], title: str = "") -> bytes:
 
 
 def _of_run(run: RunFolder, alone: bool) -> Part:
-    config = SweepConfig.model_validate(run.config)
+    config = config_of(run)
     if not run.storage.exists("leaderboard.csv") or not run.storage.exists("scores.parquet"):
         raise RunFolderError(
             f"{run.where}: expected a sweep that got as far as its leaderboard, found none; go on "
@@ -132,8 +134,8 @@ def _trials_of(run: RunFolder, context: Context) -> list[Trial]:
     if len(learned):
         one = learned.iloc[0]
         supervised = Supervised(str(one.trial_id), str(one.backbone))
-    shown = test[test.explainer != SUPERVISED].drop_duplicates("trial_id")
-    trials = trials_shown(context, shown[["trial_id", "backbone"]], {}, supervised)
+    best = test[test.explainer != SUPERVISED].drop_duplicates("trial_id")
+    trials = trials_shown(context, best[["trial_id", "backbone"]], {}, supervised)
     return [replace(t, explainers=(*t.explainers, *_tuned(context, test, t))) for t in trials]
 
 
@@ -151,9 +153,6 @@ def _part(
     run: RunFolder, config: SweepConfig, context: Context | None, trials: Sequence[Trial]
 ) -> Part:
     board, events = run.read_csv("leaderboard.csv"), run.events.read()
-    every = config.explain.explainers
-    references = [e.title for e in every if not e.uses_model]
-    references += [f"{title}{TUNED}" for title in references]
     pairs = run.read_csv("comparisons.csv")
     words = [
         (str(r["backbone"]), str(r["threshold_rule"]), str(r["sentence"]), bool(r["significant"]))
@@ -164,13 +163,14 @@ def _part(
     return Part(
         name=config.name,
         sentences=said[0] if said else [],
-        board=board_of(board, references, SUPERVISED),
+        board=board_of(board, references_of(config), SUPERVISED),
         tables=_tables(run),
         charts=list(_charts(run)),
         facts=_facts(run, config, events),
         warnings=list(dict.fromkeys(str(e["message"]) for e in events if e["kind"] == "warning")),
         words=words,
-        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        # A page is passed on: no password of a tracking server goes with it.
+        config=shown(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
         rows=tuple(rows(context, trials, scores)) if context is not None else (),
     )
 

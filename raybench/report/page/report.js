@@ -151,7 +151,8 @@
     browser.classList.toggle("without-outlines", data.get("outlines") === null);
     browser.replaceChildren(...chosen.map((_, index) => make("article", { class: "row", "data-index": index })));
     all(".row", browser).forEach((node) => watcher.observe(node));
-    document.getElementById("count").textContent = `${chosen.length} of ${rows.length} images`;
+    const mine = rows.filter((row) => row.backbone === data.get("backbone"));
+    document.getElementById("count").textContent = `${chosen.length} of ${mine.length} images`;
   };
   form.addEventListener("change", show);
   form.addEventListener("submit", (event) => event.preventDefault());
