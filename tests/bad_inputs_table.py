@@ -1,7 +1,7 @@
 """The table of bad inputs: what each one is, how it is made, and what raybench says of it.
 
-`test_bad_inputs_table.py` runs it, and `python tests/bad_inputs_table.py` (`make bad-inputs`) writes
-`docs/bad-inputs.md` from it.
+`test_bad_inputs_table.py` runs it, and `python tests/bad_inputs_table.py` (`make bad-inputs`)
+writes `docs/bad-inputs.md` from it.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _scan(root: Path) -> str:
     try:
         scan(data, SPLITS, "stop", needs_lung_masks=True)
     except DataError as error:
-        assert error.problems == found.bad, "stop and skip disagree"
-    return found.bad[0]
+        return found.bad[0] if error.problems == found.bad else "stop and skip disagree"
+    return "stop does not stop"
 
 
 def _told(read: Callable[[], object]) -> str:
@@ -399,9 +399,7 @@ CASES = [
         _index(f"{HEADER}\n{ROW}\n./{ROW}\n"),
         ("line 3: image: 'a.png' stands in line 2 already",),
     ),
-    Case(
-        _INDEX, "an unknown label", _row(label="ill"), ("label: expected sick, well, found 'ill'",)
-    ),
+    Case(_INDEX, "an unknown label", _row(label="ill"), ("expected sick, well, found 'ill'",)),
     Case(_INDEX, "NaN for a label", _row(label="NaN"), ("found 'NaN'",)),
     Case(_INDEX, "a huge number for a split", _row(split="9" * 40), ("expected Train, Val, Test",)),
     Case(_INDEX, "infinity for a path", _row(infection_mask="inf"), ("no file 'inf'",)),
@@ -456,9 +454,7 @@ CASES = [
         ("CSV file", "field limit"),
     ),
     Case(_INDEX, "no bytes", _index(""), ("no header line",)),
-    Case(
-        _CONFIG, "a tag of Python's", _sweep("name: !!python/object/apply:os.getcwd []\n"), ("tag",)
-    ),
+    Case(_CONFIG, "a tag of Python's", _sweep("name: !!python/name:os.abort\n"), ("tag",)),
     Case(_CONFIG, "an alias bomb", _sweep(_ALIASES), ("aliases write out to more than",)),
     Case(_CONFIG, "an alias of itself", _sweep("a: &a [*a]\n"), ("itself part of",)),
     Case(
@@ -500,9 +496,7 @@ CASES = [
         ("high: expected a finite number, found inf",),
     ),
     Case(_CONFIG, "a huge number", _key("seed", "9" * 400), ("seed: expected a",)),
-    Case(
-        _CONFIG, "a name that leaves the output folder", _key("name", "../x"), ("name: expected",)
-    ),
+    Case(_CONFIG, "a name that leaves the folder", _key("name", "../x"), ("name: expected",)),
     Case(
         _CONFIG,
         "a password in a wrong place",
@@ -562,9 +556,9 @@ def page() -> str:
     lines = [
         "# Bad inputs",
         "",
-        "What raybench says of each, made by `make bad-inputs` from `tests/bad_inputs_table.py`, which",
-        "the tests run. `DATA` stands for the folder. Of images and masks these are the lines that",
-        "`on_bad_image: stop` lists in one error, and that `skip` records as it goes on without them.",
+        "What raybench says of each, made by `make bad-inputs` from `tests/bad_inputs_table.py`,",
+        "which the tests run. `DATA` stands for the folder. Of images and masks these are the",
+        "lines that `on_bad_image: stop` lists in one error; `skip` records them and goes on.",
     ]
     group = ""
     for case in CASES:
