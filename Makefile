@@ -39,6 +39,9 @@ test-all: setup
 fuzz: setup
 	$(BIN)/python -m pytest -m fuzz -s tests/test_fuzz.py
 
+audit: setup
+	$(BIN)/python .ci/audit.py $(BIN)/uv constraints.txt
+
 bad-inputs: setup
 	$(BIN)/python tests/bad_inputs_table.py
 
