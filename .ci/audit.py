@@ -1,6 +1,6 @@
-"""Known vulnerabilities of the pinned packages, by pip-audit; no answer is not taken for a good one.
+"""Known vulnerabilities of the pinned packages; no answer is not taken for a good one.
 
-`pip-audit` itself ends well where the database could not be asked about a package. Here the exit
+pip-audit itself ends well where the database could not be asked about a package. Here the exit
 status is 0 where every package was looked up and none is known to be vulnerable, 1 where one is,
 and 2 where any could not be looked up.
 """
