@@ -40,9 +40,8 @@ def read_sweep_file(path: Path) -> dict[str, Any]:
 def _text(path: Path) -> str:
     """The file's text; of a pipe only where the shell made it, `<(...)`: others may never end."""
     mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise ValueError("it is a folder")
-    if not (stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and path.parent == Path("/dev/fd"))):
+    plain_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # opening a folder says what it is
+    if not (plain_file or (stat.S_ISFIFO(mode) and path.parent == Path("/dev/fd"))):
         raise ValueError("it is no regular file (a pipe, a device)")
     with path.open("rb") as file:
         data = file.read(_LARGEST + 1)

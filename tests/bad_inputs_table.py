@@ -474,7 +474,7 @@ CASES = [
     Case(_CONFIG, "a 13th month", _sweep("name: 2020-13-01\n"), ("a value cannot be read",)),
     Case(_CONFIG, "no UTF-8", _sweep(b"name: \xff\n"), ("sweep.yaml", "expected a YAML file")),
     Case(_CONFIG, "two megabytes", _sweep("#" * 2_000_000), ("longer than 1,000,000 bytes",)),
-    Case(_CONFIG, "a folder", _sweep_at(Path.mkdir), ("it is a folder",)),
+    Case(_CONFIG, "a folder", _sweep_at(Path.mkdir), ("it cannot be read (Is a directory)",)),
     Case(_CONFIG, "a named pipe", _sweep_at(os.mkfifo), ("no regular file",)),
     Case(_CONFIG, "an unknown key", _key("sed", "1"), ("sed: not a setting; did you mean seed?",)),
     Case(
