@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 SWEEP ?= sweeps/quickstart.yaml
 ARGS ?=
 
-.PHONY: help setup sweep test test-all check lint format types imports constraints clean
+.PHONY: help setup sweep test test-all fuzz audit bad-inputs check lint format types imports constraints clean
 
 help:
 	@echo "make sweep [SWEEP=sweeps/x.yaml] [ARGS='--search.trials_per_backbone 8']   set up and run a sweep"
 	@echo "make test        the tests (no GPU, under 10 minutes on two cores)"
 	@echo "make test-all    the slow ones as well"
+	@echo "make fuzz        ten minutes of random configurations, indexes and images"
+	@echo "make audit       known vulnerabilities of the pinned packages (asks the network)"
+	@echo "make bad-inputs  write docs/bad-inputs.md anew"
 	@echo "make check       lint, types and import contracts"
 	@echo "make constraints pin the versions that pyproject.toml resolves to today"
 
@@ -31,7 +34,16 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu and not fuzz'
+
+fuzz: setup
+	$(BIN)/python -m pytest -m fuzz -s tests/test_fuzz.py
+
+audit: setup
+	$(BIN)/python .ci/audit.py $(BIN)/uv constraints.txt
+
+bad-inputs: setup
+	$(BIN)/python tests/bad_inputs_table.py
 
 check: lint types imports
 

@@ -14,6 +14,7 @@ from raybench.cli.arguments import Arguments, help_text, parse
 from raybench.cli.cluster import start_ray, stop_ray
 from raybench.config import SweepConfig, load_config
 from raybench.errors import RaybenchError
+from raybench.masking import masked_deep
 from raybench.studies.plan import plan_lines
 from raybench.studies.sweep_study import Options, plan_sweep, run_sweep
 
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: SweepConfig) -> int:
     print("# resolved configuration")
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    print(
+        yaml.safe_dump(
+            masked_deep(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+        )
+    )
     print("# plan (images counted by name, not opened)")
     print("\n".join(plan_lines(plan_sweep(config))))
     return 0

@@ -12,6 +12,8 @@ import ray
 from raybench.errors import ExecutionError
 from raybench.executor import Execution
 
+log = logging.getLogger(__name__)
+
 # glibc gives large blocks back to the kernel after every layer, and the page faults cost more than
 # the arithmetic; these keep the memory. They have to be in a worker's environment from its start.
 WORKER_ENV = {
@@ -33,6 +35,12 @@ def start_ray(settings: Execution) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # RAY_AUTH_MODE is left alone: Ray starts with token authentication by itself and reads the
     # variable at import, so that setting it here would leave this process and its children apart.
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        log.warning(
+            "RAY_AUTH_MODE is %s: Ray asks for no token, so whoever reaches its ports can run code "
+            "here as you and read the X-rays; unset it, or set RAY_AUTH_MODE=token",
+            os.environ["RAY_AUTH_MODE"],
+        )
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": WORKER_ENV},
         "logging_level": logging.ERROR,
