@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 SWEEP ?= sweeps/quickstart.yaml
 ARGS ?=
 
-.PHONY: help setup sweep test test-all check lint format types imports constraints clean
+.PHONY: help setup sweep test test-all test-cluster check lint format types imports constraints clean
 
 help:
 	@echo "make sweep [SWEEP=sweeps/x.yaml] [ARGS='--search.trials_per_backbone 8']   set up and run a sweep"
 	@echo "make test        the tests (no GPU, under 10 minutes on two cores)"
 	@echo "make test-all    the slow ones as well"
+	@echo "make test-cluster  ray up of three hosts on this machine (Linux, root, sshd, rsync, iproute2)"
 	@echo "make check       lint, types and import contracts"
 	@echo "make constraints pin the versions that pyproject.toml resolves to today"
 
@@ -31,7 +32,11 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu and not cluster'
+
+test-cluster: setup
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cluster,dev]'
+	$(BIN)/python -m pytest -m cluster -rs tests/test_cluster_up.py
 
 check: lint types imports
 
@@ -50,7 +55,7 @@ imports: setup
 	$(BIN)/lint-imports
 
 constraints:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	uv pip compile pyproject.toml --extra cluster --extra s3 --extra dev --universal --python-version 3.11 --upgrade \
 		--no-annotate --no-header --no-emit-index-url --output-file constraints.txt
 	$(PYTHON) -c 'import subprocess as s; print("uv==" + s.check_output(["uv", "--version"], text=True).split()[1])' >> constraints.txt
 

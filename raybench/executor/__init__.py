@@ -48,6 +48,12 @@ class Execution(Settings):
     cpus: int | None = Field(
         None, ge=1, description="cores of a Ray that is started here; null: all of the machine"
     )
+    cluster_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs to ask a cluster's autoscaler for, and to wait for, before anything "
+        "starts; null: take the nodes that are up",
+    )
     store: str | None = Field(
         None,
         min_length=1,
