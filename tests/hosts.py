@@ -19,6 +19,10 @@ from pathlib import Path
 
 TOOLS = ("unshare", "nsenter", "setpriv", "ip", "mount", "rsync", "ssh", "ssh-keygen", "sshd")
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+_UNSHARE = (
+    *("unshare", "-n", "-m", "-p", "-u", "--fork", "--mount-proc", "--kill-child"),
+    *("bash", "-c"),
+)
 _PRIVATE = ("/root", "/run", "/tmp")  # each host's own; /tmp last, the hosts' folders lie there
 
 
@@ -32,8 +36,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "needs root, for namespaces"
     tried = subprocess.run(
-        ["unshare", "-n", "-m", "-p", "-u", "--fork", "--mount-proc"]
-        + ["sh", "-c", "ip link add br0 type bridge && ip link add v0 type veth peer name v1"],
+        [*_UNSHARE, "ip link add br0 type bridge && ip link add v0 type veth peer name v1"],
         capture_output=True,
         text=True,
         env=os.environ | {"PATH": _PATH},
@@ -51,8 +54,7 @@ class Host:
         (folder / "hosts").write_text(names)
         # pdeathsig: a host does not outlive the test, however that ends.
         self._first = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "-n", "-m", "-p", "-u"]
-            + ["--fork", "--mount-proc", "--kill-child", "bash", "-c", self._setting_up(shared)],
+            ["setpriv", "--pdeathsig", "KILL", *_UNSHARE, self._setting_up(shared)],
             env=os.environ | {"PATH": _PATH},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ to and what would need a network (installing) are changed. Every packet stays be
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -110,11 +111,16 @@ def _processes(host: Host) -> dict[int, str]:
 
 
 def _n_nodes(hosts: Hosts) -> int:
-    asked = 'python -c \'import ray; ray.init(address="auto", logging_level=40); print(len([1 ' + (
-        'for n in ray.nodes() if n["Alive"]]))\''
+    """How many nodes the cluster's own Ray says are alive."""
+    look = (
+        "import ray; ray.init(address='auto', logging_level=40); "
+        "print('nodes:', sum(n['Alive'] for n in ray.nodes()))"
     )
-    head = hosts.machines[0]
-    return int(head.run(f"source ~/.bashrc; {asked}", timeout=120).split()[-1])
+    asked = f'source ~/.bashrc; export RAY_AUTH_MODE=token; {sys.prefix}/bin/python -c "{look}"'
+    said = hosts.machines[0].run(asked, timeout=120)
+    found = re.search(r"^nodes: (\d+)$", said, flags=re.M)
+    assert found is not None, said
+    return int(found[1])
 
 
 def _same(one: Path, other: Path) -> None:
