@@ -58,6 +58,12 @@ class Execution(Settings):
         description="seconds that a unit of work may take on a worker before it is given up, and "
         "its image recorded as failed",
     )
+    cluster_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs to ask a cluster's autoscaler for, and to wait for, before anything "
+        "starts; null: take the nodes that are up",
+    )
     store: str | None = Field(
         None,
         min_length=1,
