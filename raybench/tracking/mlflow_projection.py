@@ -68,10 +68,10 @@ class ProjectionReport:
     experiment_id: str
     parent_run_id: str
     n_trials: int
-    n_explanations: int
     n_metrics: int
     n_files: int
     seconds: float
+    n_explanations: int = 0
 
 
 def check_uri(uri: str) -> None:
