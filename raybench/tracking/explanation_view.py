@@ -2,7 +2,7 @@
 
 Its metrics have plain names (`iou`, `dice`), the ends of their intervals stand in a group of
 their own (`interval/iou_low`). Parameters are the backbone, the explainer, the threshold rule, the
-explainer's settings (`explainer.n_samples`) and the trial's hyperparameters, so that parallel
+explainer's settings (`setting.n_samples`) and the trial's hyperparameters, so that parallel
 coordinates can have any of them beside the figures.
 """
 
@@ -26,6 +26,7 @@ TABLE_TAG = json.dumps([{"path": TABLE, "type": "table"}])
 """What MLflow's tag `mlflow.loggedArtifacts` says, so that the UI draws it as a table."""
 
 _ENDS = ("_low", "_high")
+_FIRST = ("iou", "dice", "hausdorff")
 _OF_TRIAL = ("classification/val_accuracy", "classification/test_accuracy")
 _SHOWN = (
     *("backbone", "trial_id", "explainer", "threshold_rule", "n", "iou", "iou_low", "iou_high"),
@@ -82,7 +83,8 @@ def _run(
     named = {"backbone": backbone, "explainer": explainer, "threshold_rule": rule}
     texts = {k: str(v) for k, v in row.items() if isinstance(v, str) and k not in named}
     texts.pop("trial_id", None)
-    figures = {_named(k): v for k, v in row.items()}
+    # The UI's compare page begins with the first metric of the first run.
+    figures = {_named(k): row[k] for k in dict.fromkeys([*_FIRST, *row]) if k in row}
     of_trial = {k: v for k, v in trial.metrics.items() if k in _OF_TRIAL}
     return replace(
         trial,
@@ -139,4 +141,4 @@ def _own_settings(
 
 
 def _prefixed(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    return {metrics.metric_name(f"explainer.{k}"): str(v) for k, v in pairs if v is not None}
+    return {metrics.metric_name(f"setting.{k}"): str(v) for k, v in pairs if v is not None}

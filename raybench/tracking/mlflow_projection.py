@@ -174,7 +174,7 @@ class Projector:
             "mlflow.source.type": "LOCAL",
         }
         parent_id = self._update(client, experiment_id, sweep.parent, known.get((None, "")), tags)
-        above = {}
+        above: dict[str | None, str] = {}
         for shown in (*sweep.trials, *sweep.explanations):
             own = {**tags, TRIAL_ID: str(shown.trial_id)}
             own["mlflow.parentRunId"] = above.get(shown.trial_id, parent_id)

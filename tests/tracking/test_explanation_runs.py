@@ -70,7 +70,7 @@ def test_a_run_a_row_of_the_leaderboard(tmp_path: Path) -> None:
         assert ("hausdorff" in row.data.metrics) == bool(pd.notna(own.hausdorff))
         assert {row.data.params[k] for k in board.index.names} == {*key}
         assert row.data.params["head.lr"] == above[own.trial_id].data.params["head.lr"]
-        assert row.data.params.get("explainer.n_samples") == ("100" if key[1] == "lime" else None)
+        assert row.data.params.get("setting.n_samples") == ("100" if key[1] == "lime" else None)
         assert "train_loss" not in row.data.metrics
     chosen = _runs(run.path, "tags.backbone = 'vgg16' and tags.explainer = 'lime'")
     assert {r.data.tags["threshold_rule"] for r in chosen} == {"fixed", "val"}
