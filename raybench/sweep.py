@@ -12,6 +12,7 @@ from rich.console import Console
 
 from raybench.cli.arguments import Arguments, help_text, parse
 from raybench.cli.cluster import start_ray, stop_ray
+from raybench.cli.stage_lines import stage_lines
 from raybench.config import SweepConfig, load_config
 from raybench.errors import RaybenchError
 from raybench.masking import masked_deep
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 well, 2 a mistake to mend, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    stage_lines()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         if arguments.help:

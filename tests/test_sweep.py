@@ -177,8 +177,10 @@ def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    children = [r for r in runs if r.data.tags["kind"] == "trial"]
     assert len(parents) == 1
+    board = pd.read_csv(whole / "leaderboard.csv")
+    assert sum(r.data.tags["kind"] == "explanation" for r in runs) == len(board)
     assert len(children) == 4
     scores = pd.read_parquet(whole / "scores.parquet")
     for child in children:

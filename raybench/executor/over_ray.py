@@ -18,16 +18,15 @@ from raybench.errors import ExecutionError
 from raybench.executor.jobs import Answer, Task, message
 from raybench.executor.local import Resident, do_unit
 from raybench.executor.members import Member, Members
+from raybench.executor.ray_metrics import UnitMetrics
 from raybench.models.runtime import EAGER, Runtime, check_backend, split_key
 from raybench.types import Unit
 
 log = logging.getLogger(__name__)
 
-# Two in flight for each worker: the next unit is there when the last one ends.
-_AHEAD = 2
+_AHEAD = 2  # in flight for each worker: the next unit is there when the last one ends
 
-# How long actors may take to start (imports, a new node), and for the first of them at most.
-_START_SECONDS = 120.0
+_START_SECONDS = 120.0  # actors may take to start (imports, a new node), and the first at most:
 _PATIENCE_SECONDS = 600.0
 
 TRIES = 3
@@ -118,7 +117,7 @@ class RayPool:
         self._waiting: deque[_Sent] = deque()
         self._given_up: deque[Answer] = deque()
         self._checkpoints: dict[str, Any] = {}
-        self._looked, self._n_sent = time.monotonic(), 0
+        self._looked, self._n_sent, self._metrics = time.monotonic(), 0, UnitMetrics()
         self._start(min(n_workers, n_at_once or n_workers))
         self._n_helpers = len(self.helpers.living)
 
@@ -161,8 +160,8 @@ class RayPool:
 
     def close(self) -> None:
         """End the actors and give their resources back."""
-        self.workers.close()
-        self.helpers.close()
+        for members in (self.workers, self.helpers):
+            members.close()
         self._flying, self._checkpoints = {}, {}
         self._waiting.clear()
 
@@ -234,6 +233,7 @@ class RayPool:
         member.took(sent.ticket)
         if not isinstance(answer, Answer):
             raise ExecutionError(f"a worker answered with a {type(answer).__name__}")
+        self._metrics.ended(sent.task, answer)
         return answer
 
     def _lost(self, members: Members, member: Member, why: str, at_once: bool = False) -> None:

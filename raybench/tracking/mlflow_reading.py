@@ -9,11 +9,14 @@ import pandas as pd
 
 from raybench.errors import TrackingError
 from raybench.tracking import tracking_uri
+from raybench.tracking.mlflow_calls import EXPLANATION, SWEEP_KEY
 from raybench.tracking.mlflow_projection import client_of, told
 
 
 def read_mlflow(uri: str, experiment: str | None = None) -> pd.DataFrame:
-    """The runs of an MLflow store that raybench wrote, a row each, the oldest first.
+    """The sweeps and trials of an MLflow store that raybench wrote, a row each, the oldest first.
+
+    The runs of single explainers are left out: a trial's row has their figures.
 
     Args:
         uri: MLflow's tracking URI, or the path of a run folder, which holds a store of its own.
@@ -46,8 +49,11 @@ def read_mlflow(uri: str, experiment: str | None = None) -> pd.DataFrame:
                 f"{', '.join(map(repr, sorted(names.values())))}"
             )
         runs = _all_runs(client, chosen)
-    rows = [_row(run, names) for run in runs if "raybench.sweep_key" in run.data.tags]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_row(run, names) for run in runs if _is_shown(run.data.tags)])
+
+
+def _is_shown(tags: dict[str, str]) -> bool:
+    return SWEEP_KEY in tags and EXPLANATION not in tags
 
 
 def _all_runs(client: Any, experiments: list[str]) -> list[Any]:
