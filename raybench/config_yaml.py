@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def read_sweep_file(path: Path) -> dict[str, Any]:
     try:
         raw = plain(_text(path))
     except FileNotFoundError:
-        beside = sorted(path.parent.glob("*.yaml")) or sorted(Path("sweeps").glob("*.yaml"))
+        beside = _sweep_files(path.parent) or _sweep_files(Path("sweeps"))
         there = f"; there are: {', '.join(map(str, beside))}" if beside else ""
         raise ConfigError([f"{path}: no such sweep file{there}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -35,6 +37,16 @@ def read_sweep_file(path: Path) -> dict[str, Any]:
     if odd:
         raise ConfigError([f"{path}: expected names as keys, found {odd[0]!r}; quote it"])
     return raw
+
+
+def _sweep_files(folder: Path) -> list[Path]:
+    """Those of a folder that name a data set: other tools' YAML lies there, too."""
+    found = []
+    for path in sorted(folder.glob("*.yaml")):
+        with suppress(OSError, ValueError):
+            if re.search(r"^data\s*:", _text(path), re.MULTILINE):
+                found.append(path)
+    return found
 
 
 def _text(path: Path) -> str:
