@@ -111,6 +111,16 @@ class Storage:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file right below `folder`; empty where there is no such folder."""
+        try:
+            with self._told(folder, "listed"):
+                found = self._fs().ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = [one for one in found if one["type"] == "file"]
+        return {str(f["name"]).rsplit("/", 1)[-1]: int(f["size"] or 0) for f in files}
+
     def read(self, name: str) -> bytes:
         """A whole file.
 
