@@ -11,7 +11,8 @@ from typing import Any
 import ray
 
 from raybench.errors import ExecutionError
-from raybench.executor.jobs import message
+from raybench.executor.jobs import Task, message
+from raybench.types import Unit
 
 _BAD_STARTS = 3
 """Actors in a row that end before they answer once: then none ever will."""
@@ -122,3 +123,28 @@ class Members:
     def _ask(self) -> None:
         actor = self._make()
         self._joining[actor.pid.remote()] = actor
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A unit in flight or waiting for somebody to send it to; `n_deaths` workers died of it.
+
+    At the end of the work it can be with two workers (`n_copies`); the first answer counts.
+    """
+
+    ticket: int
+    task: Task
+    unit: Unit
+    model: str | None
+    n_deaths: int = 0
+    n_copies: int = 0
+    has_ended: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Flight:
+    """One copy of a unit at one worker."""
+
+    sent: Sent
+    members: Members
+    member: Member

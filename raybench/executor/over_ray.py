@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 
-from raybench.answers import AnswerStore
 from raybench.errors import ExecutionError
+from raybench.executor.actors import actor_class, is_answered
 from raybench.executor.jobs import Answer, Task, message
-from raybench.executor.local import Resident, do_unit
-from raybench.executor.members import Member, Members
+from raybench.executor.members import Flight, Member, Members, Sent
 from raybench.executor.ray_metrics import UnitMetrics
+from raybench.executor.room import n_bytes, store_bytes
 from raybench.models.runtime import EAGER, Runtime, check_backend, split_key
 from raybench.types import Unit
 
@@ -36,41 +33,8 @@ _LOOK = 1.0
 """Seconds between two looks for units that hang."""
 
 
-class _Worker:
-    """One actor. Plain tasks would load the model again each time (Ray ends GPU workers)."""
-
-    def __init__(self, n_threads: int, runtime: Runtime, device: str, store: str | None) -> None:
-        self._store = None if store is None else AnswerStore(store)
-        torch.set_num_threads(n_threads)
-        self._resident = Resident(runtime, device)
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def run(
-        self, ticket: int, task: Task, unit: Unit, model: str | None, checkpoint: list[Any]
-    ) -> Answer:
-        try:
-            classifier = (
-                None
-                if model is None
-                else self._resident.get(model, lambda: bytes(ray.get(checkpoint[0])))
-            )
-        except Exception as problem:  # a checkpoint that does not load fails its own images only
-            return Answer(ticket, None, message(problem), 0.0)
-        return do_unit(ticket, task, unit, classifier, self._store)
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A unit in flight or waiting for somebody to send it to; `n_deaths` workers died of it."""
-
-    ticket: int
-    task: Task
-    unit: Unit
-    model: str | None
-    n_deaths: int = 0
-    order: int = 0
+_STORE_SHARE = 0.3
+"""Of the driver's object store, that units in flight may fill: what does not fit goes to disk."""
 
 
 class RayPool:
@@ -110,21 +74,23 @@ class RayPool:
         self._models, self._deadline = models, deadline
         self.device = "cuda" if gpus > 0 else "cpu"
         check_backend(runtime.backend, self.device)
-        worker, helper = _actor(cpus, gpus), _actor(1, 0.0)
+        worker, helper = actor_class(cpus, gpus), actor_class(1, 0.0)
         self.workers = Members(lambda: worker.remote(cpus, runtime, self.device, store), n_workers)
         self.helpers = Members(lambda: helper.remote(1, runtime, "cpu", store), n_helpers)
-        self._flying: dict[Any, tuple[_Sent, Members, Member]] = {}
-        self._waiting: deque[_Sent] = deque()
+        self._flying: dict[Any, Flight] = {}
+        self._waiting: deque[Sent] = deque()
         self._given_up: deque[Answer] = deque()
         self._checkpoints: dict[str, Any] = {}
-        self._looked, self._n_sent, self._metrics = time.monotonic(), 0, UnitMetrics()
+        self._looked, self._metrics = time.monotonic(), UnitMetrics()
+        self._room, self._largest = _STORE_SHARE * store_bytes(), 1
         self._start(min(n_workers, n_at_once or n_workers))
         self._n_helpers = len(self.helpers.living)
 
     @property
     def slots(self) -> int:
-        """Units worth having in flight at the workers."""
-        return _AHEAD * max(1, len(self.workers.living))
+        """Units worth having in flight at the workers, and that the object store holds."""
+        fit = int(self._room // self._largest)
+        return max(1, min(_AHEAD * len(self.workers.living), fit))
 
     @property
     def free_slots(self) -> int:
@@ -133,7 +99,25 @@ class RayPool:
 
     def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
         """Give the unit to the worker (without a model: the helper) with the least in flight."""
-        self._send(_Sent(ticket, task, unit, model))
+        self._send(Sent(ticket, task, unit, model))
+
+    def hurry(self) -> None:
+        """Nothing else will come for now: who is idle does what waits behind another's unit.
+
+        The other one does it as well, when nobody needs it any more: so a slow node holds up the
+        end by the unit it is at, and no other. Units are deterministic, whoever answers first.
+        """
+        waiting = [
+            flight
+            for flight in self._flying.values()
+            if flight.members is self.workers
+            and flight.sent.n_copies == 1
+            and not flight.sent.has_ended
+            and flight.member.queue[0] != flight.sent.ticket
+        ]
+        idle = [member for member in self.workers.living if not member.queue]
+        for member, flight in zip(idle, reversed(waiting), strict=False):
+            self._fly(flight.sent, self.workers, member)
 
     def next(self) -> Answer:
         """Wait for any unit.
@@ -187,20 +171,22 @@ class RayPool:
             self.close()
             raise ExecutionError(_NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
 
-    def _send(self, sent: _Sent) -> None:
+    def _send(self, sent: Sent) -> None:
         members = self.helpers if sent.model is None and self.helpers.living else self.workers
-        if not members.living:
+        if members.living:
+            self._fly(sent, members, members.least_loaded())
+        else:
             self._waiting.append(sent)
-            return
-        member = members.least_loaded()
+
+    def _fly(self, sent: Sent, members: Members, member: Member) -> None:
+        self._largest = max(self._largest, n_bytes(sent.unit.payload))
         checkpoint = [] if sent.model is None else [self._checkpoint(sent.model)]
         reference = member.actor.run.remote(
             sent.ticket, sent.task, sent.unit, sent.model, checkpoint
         )
         member.give(sent.ticket)
-        self._n_sent += 1
-        sent.order = self._n_sent
-        self._flying[reference] = (sent, members, member)
+        sent.n_copies += 1
+        self._flying[reference] = Flight(sent, members, member)
 
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -215,26 +201,34 @@ class RayPool:
         return self._checkpoints[name]
 
     def _land(self, reference: Any) -> Answer | None:
-        """The answer behind a reference that has ended; None where its worker died instead."""
-        sent, members, member = self._flying[reference]
+        """The answer behind a reference that has ended; None where its worker died instead, or
+        where another copy has answered before."""
+        flight = self._flying[reference]
+        sent, member = flight.sent, flight.member
         try:
             answer = ray.get(reference)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-            self._lost(members, member, message(error))
+            self._lost(flight.members, member, message(error))
             return None
         except ray.exceptions.ObjectLostError as error:  # its node died after it had answered
-            del self._flying[reference]
-            member.took(sent.ticket)
+            self._took(reference)
             self._again(sent, message(error))
             return None
         except ray.exceptions.RayError as error:
             answer = Answer(sent.ticket, None, message(error), 0.0)
-        del self._flying[reference]
-        member.took(sent.ticket)
+        self._took(reference)
+        if sent.has_ended:
+            return None
+        sent.has_ended = True
         if not isinstance(answer, Answer):
             raise ExecutionError(f"a worker answered with a {type(answer).__name__}")
         self._metrics.ended(sent.task, answer)
         return answer
+
+    def _took(self, reference: Any) -> None:
+        flight = self._flying.pop(reference)
+        flight.member.took(flight.sent.ticket)
+        flight.sent.n_copies -= 1
 
     def _lost(self, members: Members, member: Member, why: str, at_once: bool = False) -> None:
         """Give the units of an actor that is no more to others, but for one that is to blame.
@@ -243,28 +237,32 @@ class RayPool:
             at_once: whether the unit that it was at is given up without another try.
         """
         log.warning("a worker is lost (%s); another one takes over its units", why[:300])
-        mine = {r: s for r, (s, _, of) in self._flying.items() if of is member}
-        lost = {r: s for r, s in mine.items() if not _answered(r)}
+        mine = [r for r, flight in self._flying.items() if flight.member is member]
+        lost = {r: self._flying[r].sent for r in mine if not is_answered(r)}
         members.bury(member)
         for reference in lost:
-            del self._flying[reference]
-        # It does them in the order of its queue: the first was the one it was at.
-        for number, sent in enumerate(sorted(lost.values(), key=lambda s: s.order)):
-            if number == 0 and at_once:
-                self._given_up.append(Answer(sent.ticket, None, why, 0.0))
+            self._took(reference)
+        # It does them in the order in which they were sent: the first was the one it was at.
+        for number, sent in enumerate(lost.values()):
+            if number == 0 and at_once and sent.n_copies == 0:
+                self._give_up(sent, why)
             elif number == 0:
                 self._again(sent, why)
-            else:
+            elif sent.n_copies == 0 and not sent.has_ended:
                 self._send(sent)
 
-    def _again(self, sent: _Sent, why: str) -> None:
+    def _again(self, sent: Sent, why: str) -> None:
         """Send a unit that a worker died of once more, but not for ever."""
         sent.n_deaths += 1
-        if sent.n_deaths < TRIES:
+        if sent.n_deaths >= TRIES:
+            self._give_up(sent, f"{sent.n_deaths} workers died of it, the last one: {why}")
+        elif sent.n_copies == 0 and not sent.has_ended:
             self._send(sent)
-            return
-        said = f"{sent.n_deaths} workers died of it, the last one: {why}"
-        self._given_up.append(Answer(sent.ticket, None, said, 0.0))
+
+    def _give_up(self, sent: Sent, why: str) -> None:
+        if not sent.has_ended:
+            sent.has_ended = True
+            self._given_up.append(Answer(sent.ticket, None, why, 0.0))
 
     def _look_for_the_stuck(self) -> None:
         if time.monotonic() - self._looked < _LOOK:
@@ -272,7 +270,7 @@ class RayPool:
         self._looked = time.monotonic()
         for members in (self.workers, self.helpers):
             for member in [m for m in members.living if m.seconds() > self._deadline]:
-                if any(_answered(r) for r, (_, _, of) in self._flying.items() if of is member):
+                if any(is_answered(r) for r, f in self._flying.items() if f.member is member):
                     continue  # it did end: this process was busy meanwhile
                 why = f"did not end within {self._deadline:g} s (execution.unit_deadline)"
                 self._lost(members, member, why, at_once=True)
@@ -282,19 +280,3 @@ _NOBODY = (
     "none of {} workers could be started within {:.0f} s: the cluster's cores or GPUs are taken, "
     "or its nodes are gone; wait until they are free, or lower execution.cpus_per_worker"
 )
-
-
-def _answered(reference: Any) -> bool:
-    """Whether an answer is there that did not go down with its worker."""
-    if not ray.wait([reference], timeout=0)[0]:
-        return False
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayError:
-        return False
-    return True
-
-
-def _actor(cpus: int, gpus: float) -> Any:
-    # Not restarted by Ray: it would wait for its node, which may be gone for good.
-    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
