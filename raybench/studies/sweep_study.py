@@ -152,9 +152,9 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
+            scores = score(context, pool, judged, full, winners, supervised)
         finally:
             pool.close()
-        scores = score(context, judged, full, winners, supervised)
         chosen = list(shown(judged).trial_id)
         compared = compare(scores, chosen, context, supervised)
         board = compared.join(leaderboard(scores, chosen, context, supervised))

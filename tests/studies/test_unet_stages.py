@@ -18,6 +18,7 @@ from raybench.data.images import read_mask
 from raybench.data.lungs import file_of, is_predicted
 from raybench.data.phantom import write_phantoms
 from raybench.errors import DataError
+from raybench.executor.local import LocalPool
 from raybench.scoring.overlap import dice
 from raybench.storage import Storage
 from raybench.studies.checks import check_names, look
@@ -38,6 +39,10 @@ RECIPE: dict[str, Any] = {
     "batch_size": 8,
     "phases": [{"epochs": 1, "lr": 3e-3}],
 }
+
+
+def pool() -> LocalPool:
+    return LocalPool(lambda key: b"", 1)
 
 
 def config_of(root: Path, **changes: Any) -> SweepConfig:
@@ -161,7 +166,7 @@ def test_the_u_net_stands_among_the_explainers_and_never_sees_test(
     judged["has_checkpoint"] = judged.has_checkpoint.astype(bool)
     empty = pd.DataFrame({"trial_id": ["-"], "image_id": ["-"], "predicted": ["-"]})
     context.run.append("predictions", empty)
-    scores = score(context, judged, [], {}, found)
+    scores = score(context, pool(), judged, [], {}, found)
     assert set(scores.explainer) == {"supervised"}
     assert dict(scores.groupby(["split", "threshold_rule"]).size()) == {
         ("Test", "fixed"): 2,
