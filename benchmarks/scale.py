@@ -1,4 +1,5 @@
-"""What the executor costs, and how far it carries: overhead a unit, memory, two workers, 16 nodes.
+"""What the executor costs, and how far it carries: overhead a unit, memory, two workers, one image
+that somebody waits for, 16 nodes.
 
 python -m benchmarks.scale [--units 1000 5000 20000] [--nodes 16] [--images 24]
 
@@ -21,26 +22,19 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
-from benchmarks._timing import Crew, Ratio, as_dict, median_ratio, print_results, write_json
-from raybench.cli.cluster import WORKER_ENV, start_ray
-from raybench.data.phantom import Phantom
-from raybench.data.preprocess import Preprocess, resize_gray
-from raybench.executor import Execution, Job, Pool, run_jobs
-from raybench.executor.local import LocalPool
+from benchmarks._explaining import drain, driver, two_workers, waiting
+from benchmarks._timing import Ratio, as_dict, median_ratio, print_results, write_json
+from raybench.cli.cluster import start_ray
+from raybench.executor import Execution, Job
 from raybench.executor.over_ray import RayPool
-from raybench.explain import Lime
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
-from raybench.types import Arrays, Subject, Unit
+from raybench.types import Arrays, Unit
 
-OVERHEAD, FLAT, MEMORY, WORKERS, FED = 1.5, 1.15, 1.10, 0.9, 0.9
+OVERHEAD, FLAT, MEMORY, FED = 1.5, 1.15, 1.10, 0.9
 SLEEP = 0.5
 """Seconds of a unit of the simulated nodes."""
 
 _PAYLOAD: Mapping[str, Any] = {"keep": np.ones((32, 40), np.bool_), "image": np.zeros((64, 64))}
-_CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
 @dataclass(frozen=True)
@@ -71,19 +65,10 @@ def _jobs(n: int, seconds: float = 0.0) -> Iterator[Job]:
     return (Job(number, Empty(seconds), number) for number in range(n))
 
 
-def _drain(jobs: Iterator[Job], pool: Pool) -> int:
-    n = 0
-    for outcome in run_jobs(jobs, pool):
-        if outcome.error is not None:
-            raise RuntimeError(outcome.error)
-        n += 1
-    return n
-
-
 def ours(pool: RayPool, n: int) -> float:
     """Units a second through the executor."""
     started = time.perf_counter()
-    if _drain(_jobs(n), pool) != n:
+    if drain(_jobs(n), pool) != n:
         raise RuntimeError("units were lost")
     return n / (time.perf_counter() - started)
 
@@ -152,67 +137,6 @@ def memory(few: int, many: int) -> Ratio:
     return Ratio(f"driver's peak at {many:,} units by {few:,}", peaks[1] / peaks[0], high=MEMORY)
 
 
-def _checkpoint(name: str) -> bytes:
-    torch.manual_seed(0)
-    return save_checkpoint(build(name, 3), Card(name, _CLASSES, (224, 224)))
-
-
-def _explained(n_images: int, n_samples: int) -> list[Job]:
-    each = -(-n_images // 3)
-    data = Phantom(name="phantom", n_train=1, n_val=1, n_test=each, size=256)
-    records = [r for r in data.records() if r.split == "Test"][:n_images]
-    task, found = Lime(n_samples=n_samples), []
-    for record in records:
-        xray = data.load(record)
-        image = resize_gray(Preprocess().apply(xray), (224, 224))
-        subject = Subject(record.image_id, image, xray.lung_mask, (256, 256))
-        found.append(Job(record.image_id, task, subject, "net"))
-    return found
-
-
-class Alone:
-    """Explains its share of the images in a process of its own, without Ray."""
-
-    def __init__(self, name: str, n_images: int, n_samples: int) -> None:
-        data = _checkpoint(name)
-        self._jobs, self._pool = _explained(n_images, n_samples), LocalPool(lambda key: data, 1)
-        _drain(iter(self._jobs[:1]), self._pool)
-
-    def __call__(self, start: int, step: int) -> int:
-        """Maps made of every `step`th image."""
-        return _drain(iter(self._jobs[start::step]), self._pool)
-
-
-def two_workers(
-    name: str, n_images: int, n_samples: int, rounds: int
-) -> tuple[dict[str, list[float]], Ratio]:
-    """Maps a second of two single-threaded Ray workers and of two bare processes, in turn."""
-    data, jobs = _checkpoint(name), _explained(n_images, n_samples)
-    crew = Crew(2, Alone, (name, n_images, n_samples), WORKER_ENV)
-    pool = RayPool(lambda key: data, 2, 1, 0.0)
-    _drain(iter(jobs[:2]), pool)
-    rates: dict[str, list[float]] = {"raybench, two workers": [], "two bare processes": []}
-
-    def over_ray() -> None:
-        started = time.perf_counter()
-        _drain(iter(jobs), pool)
-        rates["raybench, two workers"].append(n_images / (time.perf_counter() - started))
-
-    def apart() -> None:
-        seconds, made = crew.ask([(0, 2), (1, 2)])
-        if sum(made) != n_images:
-            raise RuntimeError(f"{sum(made)} maps, expected {n_images}")
-        rates["two bare processes"].append(n_images / seconds)
-
-    for number in range(rounds):
-        for take in (over_ray, apart) if number % 2 else (apart, over_ray):
-            take()
-    pool.close()
-    crew.close()
-    value = median_ratio(rates, "raybench, two workers", "two bare processes")
-    return rates, Ratio("two workers by two bare processes", value, low=WORKERS)
-
-
 def fed(n_nodes: int, units_each: int) -> Ratio:
     """Share of the time that the actors of many simulated nodes work, with units of `SLEEP` s."""
     from ray.cluster_utils import Cluster
@@ -225,9 +149,9 @@ def fed(n_nodes: int, units_each: int) -> Ratio:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         pool = _pool(n_nodes)
-        _drain(_jobs(2 * n_nodes, 0.01), pool)
+        drain(_jobs(2 * n_nodes, 0.01), pool)
         n, started = n_nodes * units_each, time.perf_counter()
-        _drain(_jobs(n, SLEEP), pool)
+        drain(_jobs(n, SLEEP), pool)
         seconds = time.perf_counter() - started
         n_workers = pool.slots // 2
         pool.close()
@@ -262,9 +186,13 @@ def main() -> None:
     rates |= found
     ratios += [*told, memory_of()]
     if args.images:
-        found, ratio = two_workers(args.model, args.images, args.samples, args.rounds)
-        rates |= found
-        ratios.append(ratio)
+        for found, ratio in (
+            two_workers(args.model, args.images, args.samples, args.rounds),
+            waiting(args.model, 448, args.rounds),
+        ):
+            rates |= found
+            ratios.append(ratio)
+        rates |= driver(args.images, 448, args.rounds)
     ray.shutdown()
     if args.nodes:
         ratios.append(fed(args.nodes, args.each))
