@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -206,8 +207,11 @@ class SweepConfig(Settings):
 
     @property
     def image_cache(self) -> str:
-        """Local folder of the decoded images."""
-        return Storage(self.training.cache or f"{self.output.rstrip('/')}/cache").path()
+        """Local folder of the decoded images, on each machine that trains."""
+        beside = Storage(f"{self.output.rstrip('/')}/cache")
+        if self.training.cache is None and not beside.is_local:
+            return str(Path(tempfile.gettempdir()) / "raybench-cache")
+        return Storage(self.training.cache or beside.root).path()
 
     @property
     def run_folder(self) -> str:

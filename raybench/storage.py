@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from raybench.errors import StorageError
+from raybench.masking import masked
+
+EXTRAS = ("s3", "gs")
+"""Schemes whose reader is installed with an extra of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,16 @@ class Storage:
     """Files below one root, which is a local path or any URL that fsspec knows (`s3://...`)."""
 
     root: str
+
+    def __post_init__(self) -> None:
+        """Raises:
+        StorageError: the address holds keys, which would be written wherever it is.
+        """
+        if masked(self.root) != self.root:
+            raise StorageError(
+                f"{self.root}: expected an address without keys or passwords; give them to the "
+                "client instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, a role)"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -39,31 +56,70 @@ class Storage:
         if name.startswith(("/", "\\")) or ".." in Path(name).parts:
             raise StorageError(f"{name!r} leads out of {self.root}: use a path below it")
         if self.is_local:
-            base = Path(self.root.removeprefix("file://")).expanduser().absolute()
+            base = _expanded(self.root.removeprefix("file://"))
             return str(base / name) if name else str(base)
         return f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
 
     def _fs(self) -> Any:
+        # Others write to a bucket too: a listing that was kept would be an old one.
+        options: dict[str, Any] = {} if self.is_local else {"use_listings_cache": False}
         try:
-            return fsspec.core.url_to_fs(self.path())[0]
-        except (ImportError, ValueError) as error:
+            return fsspec.core.url_to_fs(self.path(), **options)[0]
+        except ImportError as error:
+            scheme = self.root.split("://", 1)[0]
+            wanted = f"pip install 'raybench[{scheme}]'" if scheme in EXTRAS else str(error)
+            raise StorageError(f"{self.root}: no reader for this address ({wanted})") from error
+        except ValueError as error:
             raise StorageError(f"{self.root}: no reader for this address ({error})") from error
 
+    @contextmanager
+    def _told(self, name: str, what: str) -> Iterator[None]:
+        """Errors of the file system as ours; a bucket's clients have exceptions of many kinds.
+
+        What is not there stays a `FileNotFoundError`.
+        """
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, StorageError):
+            raise
+        except Exception as error:
+            if self.is_local and not isinstance(error, OSError | ValueError):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StorageError(f"{self.path(name)}: cannot be {what} ({reason})") from error
+
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there."""
-        return bool(self._fs().exists(self.path(name)))
+        """Whether a file or folder is there.
+
+        Raises:
+            StorageError: a bucket refuses or does not answer; so do all others below.
+        """
+        with self._told(name, "looked up"):
+            return bool(self._fs().exists(self.path(name)))
 
     def is_dir(self, name: str = "") -> bool:
         """Whether `name` is a folder."""
-        return bool(self._fs().isdir(self.path(name)))
+        with self._told(name, "looked up"):
+            return bool(self._fs().isdir(self.path(name)))
 
     def names(self, folder: str = "") -> list[str]:
         """The names right below `folder`, sorted; empty where there is no such folder."""
         try:
-            found = self._fs().ls(self.path(folder), detail=False)
+            with self._told(folder, "listed"):
+                found = self._fs().ls(self.path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file right below `folder`; empty where there is no such folder."""
+        try:
+            with self._told(folder, "listed"):
+                found = self._fs().ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = [one for one in found if one["type"] == "file"]
+        return {str(f["name"]).rsplit("/", 1)[-1]: int(f["size"] or 0) for f in files}
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -72,10 +128,33 @@ class Storage:
             StorageError: it is not there or cannot be read.
         """
         try:
-            return bytes(self._fs().cat_file(self.path(name)))
-        except (OSError, ValueError) as error:
+            with self._told(name, "read"):
+                if self.is_local and not stat.S_ISREG(Path(self.path(name)).stat().st_mode):
+                    raise ValueError("no regular file")  # a pipe or a device may never end
+                return bytes(self._fs().cat_file(self.path(name)))
+        except OSError as error:
             reason = type(error).__name__ if not str(error) else str(error)
             raise StorageError(f"{self.path(name)}: cannot be read ({reason})") from error
+
+    def check_inside(self, name: str) -> None:
+        """Whether a local `name` lies below the root once symbolic links are followed.
+
+        The root itself may be a link. Buckets have none.
+
+        Raises:
+            StorageError: it does not.
+        """
+        if not self.is_local:
+            return
+        try:
+            inside = Path(self.path(name)).resolve().is_relative_to(Path(self.path()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
+            raise StorageError(f"{self.path(name)}: cannot be looked up ({error})") from error
+        if not inside:
+            raise StorageError(
+                f"{self.path(name)}: a symbolic link leads out of {self.root}: put the file there "
+                "itself, or set root to a folder that holds both"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, atomically; folders on the way are made.
@@ -86,11 +165,42 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                self._fs().pipe_file(path, data)
+                with self._told(name, "written"):
+                    self._fs().pipe_file(path, data)
                 return
             _write_local(Path(path), data)
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error})") from error
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a whole file where there is none; of several who try, one succeeds.
+
+        Returns:
+            Whether it was this call.
+
+        Raises:
+            StorageError: it cannot be written, or the file system knows no such promise.
+        """
+        path = self.path(name)
+        try:
+            if not self.is_local:
+                self._fs().pipe_file(path, data, mode="create")
+                return True
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with Path(path).open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        except Exception as error:
+            raise StorageError(f"{path}: cannot be created ({error})") from error
+        return True
+
+    def arrow(self, name: str = "") -> tuple[Any, str]:
+        """`name` as libraries on Arrow want it: file system (None: local) and path on it."""
+        path = self.path(name)
+        if self.is_local:
+            return None, path
+        return PyFileSystem(FSSpecHandler(self._fs())), path.split("://", 1)[1]
 
     def append_line(self, name: str, line: str) -> None:
         """Add one line to a local file and see it onto the disk.
@@ -114,15 +224,31 @@ class Storage:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
         if self.exists(name):
             path = self.path(name)
-            # fsspec reads brackets in an object's name as a pattern, locally it does not.
-            self._fs().rm(path if self.is_local else glob.escape(path), recursive=True)
+            if self.is_local:
+                self._fs().rm(path, recursive=True)
+                return
+            with self._told(name, "removed"):
+                # fsspec reads brackets in an object's name as a pattern.
+                self._fs().rm(glob.escape(path), recursive=True)
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """The names of all files below `folder`, relative to the root, sorted."""
         base = self.path()
         prefix = len(base.split("://")[-1].rstrip("/")) + 1
-        for found in sorted(self._fs().find(self.path(folder))):
+        try:
+            with self._told(folder, "listed"):
+                every = sorted(self._fs().find(self.path(folder)))
+        except FileNotFoundError:
+            return
+        for found in every:
             yield str(found).split("://")[-1][prefix:].lstrip("/")
+
+
+def _expanded(root: str) -> Path:
+    try:
+        return Path(root).expanduser().absolute()
+    except RuntimeError as error:  # `~name` of nobody on this machine
+        raise StorageError(f"{root}: no such home folder; write the path out") from error
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finished = run.is_finished if run.digest else False
         if options.uri:
             check_uri(options.uri)
+        run.bring()
         report = project(run, options.uri, options.experiment)
     except RaybenchError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

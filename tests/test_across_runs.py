@@ -18,6 +18,8 @@ import torch
 from pycocotools import mask as coco
 from rich.console import Console
 
+from raybench import track
+from raybench.cli import report
 from raybench.config import SweepConfig
 from raybench.data import Phantom
 from raybench.data.across import ExplainedPhantom, has_same_patients
@@ -126,15 +128,15 @@ def config_of(tmp_path: Path, output: str, inner: dict[str, Any], **more: Any) -
 def _untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of Ray Tune: one trial, a fresh network whose answers move."""
 
-    def search(job: TrialJob, _: Any, gpus: float, folder: Path, *__: Any) -> list[TrialResult]:
+    def search(job: TrialJob, _: Any, gpus: float, files: Storage, *__: Any) -> list[TrialResult]:
         torch.manual_seed(0)
         net = build("test_efficientnet", 3)
         with torch.no_grad():
             net.get_classifier().weight.mul_(40)
-        path = folder / "t0000.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(save_checkpoint(net, Card("test_efficientnet", CLASSES, (64, 64))))
-        return [TrialResult("t0000", job.recipes[0], "finished", 1, None, path)]
+        data = save_checkpoint(net, Card("test_efficientnet", CLASSES, (64, 64)))
+        files.write("tune/t0000.safetensors", data)
+        name = "tune/t0000.safetensors"
+        return [TrialResult("t0000", job.recipes[0], "finished", 1, None, name)]
 
     monkeypatch.setattr(train_stage, "search", search)
     monkeypatch.setattr(train_stage, "room_for", lambda *_: (0.0, 1))
@@ -196,6 +198,79 @@ def test_chexlocalize_through_a_sweep_killed_twice_and_resumed(
     assert (Path(killed.run_folder) / "events.jsonl").read_bytes() == events
     for path in (tmp_path / "mlflow.db", *(tmp_path / "whole").rglob("*")):
         assert path.is_dir() or b"patient9876" not in path.read_bytes(), path
+
+
+def test_in_a_bucket_killed_and_resumed_it_equals_the_local_one(
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Images, run folder, checkpoints and answers in a bucket; nothing else is shared."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inner = write_same_ids(tmp_path / "same", Path(write_outer(tmp_path / "outer")["root"]))
+    near = config_of(tmp_path, "near", inner)
+    run(near)
+    for folder in ("outer", "same"):
+        files = Storage(str(tmp_path / folder))
+        for name in files.walk():
+            Storage(f"{s3}/data/{folder}").write(name, files.read(name))
+    raw = near.model_dump(mode="json") | {"output": f"{s3}/runs", "tracking": {"live": False}}
+    raw["data"]["root"] = f"{s3}/data/outer"
+    raw["data"]["explain"]["root"] = f"{s3}/data/same"
+    far = SweepConfig.model_validate(raw)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "maps_", 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(far)
+    said = run(far, resume=True)
+    assert f"Everything lies in {s3}/runs/across/" in said
+    for name, frame in results(far).items():
+        pd.testing.assert_frame_equal(frame, results(near)[name], check_exact=True, obj=name)
+    names = Storage(f"{s3}/runs/across").names()
+    assert {"checkpoints", "figures", "parts", "events", "leaderboard.csv"} <= set(names)
+    assert not {".lock", "tune", "mlflow.db"} & set(names)
+    assert Storage(f"{s3}/runs/answers").names(), "answers lie beside the runs"
+    beside = RunFolder(far.run_folder).path
+    assert (beside / "mlflow.db").exists()
+    assert f"sqlite:///{beside}/mlflow.db" in said
+    assert track.main([far.run_folder]) == 0
+    _expect_report(near, far, tmp_path, capsys)
+
+
+def _expect_report(
+    near: SweepConfig, far: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page that the sweep wrote is made again from the run folder, and of both together."""
+    files = Storage(near.run_folder)
+    written = files.read("report.html")
+    files.remove("report.html")
+    assert report.main([near.run_folder]) == 0
+    assert files.read("report.html") == written
+    assert Storage(far.run_folder).exists("report.html")
+    page = tmp_path / "both.html"
+    assert report.main([near.run_folder, far.run_folder, "--output", str(page)]) == 0
+    rows = json.loads(_rows_of(page.read_bytes()))
+    assert len(rows) == 2 * len(json.loads(_rows_of(written)))
+    assert {len(row["tiles"]) for row in rows} == {4}, "and the winners of the search"
+    assert all(tile["map"] for row in rows for tile in row["tiles"])
+    stored = files.read("config.yaml")
+    uri = f"sqlite:///{tmp_path}/mlflow.db".encode()
+    assert uri in stored
+    files.write("config.yaml", stored.replace(uri, b"https://me:hush@tracking.example"))
+    assert report.main([near.run_folder]) == 0
+    assert b"https://me:***@tracking.example" in files.read("report.html")
+    assert b"hush" not in files.read("report.html"), "a page is passed on"
+    capsys.readouterr()
+    files.write("config.yaml", stored + b"none_such: 1\n")
+    assert report.main([near.run_folder]) == 2
+    assert "are not those of this version of raybench (1 differ)" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def _rows_of(page: bytes) -> str:
+    return page.decode().split('id="rows">', 1)[1].split("</script>", 1)[0]
 
 
 def test_equal_image_ids_of_two_data_sets_are_two_images(tmp_path: Path) -> None:

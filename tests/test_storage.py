@@ -34,6 +34,8 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     assert sorted(storage.walk()) == sorted(ODD)
     assert storage.names() == sorted(name.partition("/")[0] for name in ODD)
     assert storage.names("ünï") == ["größe 1.txt"]
+    assert storage.sizes("ünï") == {"größe 1.txt": ODD.index("ünï/größe 1.txt") + 1}
+    assert storage.sizes("gone") == {}
     assert storage.is_dir("ünï")
     assert not storage.is_dir("a b.txt")
 

@@ -96,6 +96,9 @@ class Pool(Protocol):
     def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
         """Start a unit."""
 
+    def hurry(self) -> None:
+        """Said before `next` where all that is left is in flight: nobody need be idle."""
+
     def next(self) -> Answer:
         """The next unit that ends. Only called with a unit in flight."""
 
@@ -146,6 +149,8 @@ class _Loop:
                     self._launch(side)
             if not self._flying:
                 return
+            if self._exhausted and not any(self._ready):
+                self._pool.hurry()
             yield from self._land(self._pool.next())
 
     def _pull(self) -> Iterator[Outcome]:

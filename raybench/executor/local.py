@@ -103,6 +103,9 @@ class LocalPool:
         """Put a unit in the queue."""
         self._queue.append((ticket, task, unit, model))
 
+    def hurry(self) -> None:
+        """There is one worker, and it is busy."""
+
     def next(self) -> Answer:
         """Do the oldest unit."""
         ticket, task, unit, model = self._queue.popleft()

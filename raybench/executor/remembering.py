@@ -71,6 +71,10 @@ class RememberingPool:
         self._asked[ticket] = (key, replace(question, start=at), head)
         self._inner.submit(ticket, task, unit, model)
 
+    def hurry(self) -> None:
+        """Said to the other pool."""
+        self._inner.hurry()
+
     def next(self) -> Answer:
         """What is known already comes first."""
         if self._ready:

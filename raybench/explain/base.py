@@ -156,7 +156,7 @@ class Explainer(Settings):
         """
         check_image(image, lung_mask)
         classifier = model if isinstance(model, Classifier) else wrap(model, image.shape)
-        subject = self._subject(classifier, image, target, lung_mask)
+        subject = self.subject(classifier, image, target, lung_mask)
         if neighbours is not None:
             subject = _beside(subject, neighbours)
         done: dict[str, Arrays] = {}
@@ -200,11 +200,10 @@ class Explainer(Settings):
             )
         if not images:
             return []
-        for image, lung_mask in zip(images, lungs, strict=True):
-            check_image(image, lung_mask)
+        check_image(images[0], None)  # before its shape is taken
         classifier = model if isinstance(model, Classifier) else wrap(model, images[0].shape)
         subjects = [
-            self._subject(classifier, *each) for each in zip(images, wanted, lungs, strict=True)
+            self.subject(classifier, *each) for each in zip(images, wanted, lungs, strict=True)
         ]
         started = time.perf_counter()
         found = self._explain(subjects, classifier)
@@ -226,13 +225,22 @@ class Explainer(Settings):
                 done[number][unit.name] = answer
         return [self.merge(s, answers) for s, answers in zip(subjects, done, strict=True)]
 
-    def _subject(
+    def subject(
         self,
         classifier: Classifier,
         image: NDArray[np.uint8],
         target: int | None,
         lung_mask: Mask | None,
     ) -> Subject:
+        """What `plan` and `merge` take, of one image: on the classifier's grid where it is asked.
+
+        Args:
+            image, target, lung_mask: as for `attribute`.
+
+        Raises:
+            ExplainError: the image is not uint8 `[H, W]`, or the lung mask not bool of its shape.
+        """
+        check_image(image, lung_mask)
         grid = resize_gray(image, classifier.input_size) if self.uses_model else image
         return Subject("image", grid, lung_mask, (image.shape[0], image.shape[1]), target)
 

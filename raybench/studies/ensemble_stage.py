@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from raybench.config_ensemble import Ensemble
 from raybench.errors import ModelError
-from raybench.models.checkpoint import ENSEMBLE, Card, card_of, join, read_card
+from raybench.models.checkpoint import ENSEMBLE, Card, card_of, join
 from raybench.studies.cards import card_name, checkpoint_name, write_card
 from raybench.studies.context import Context, explains
 
@@ -63,7 +62,7 @@ def _make(context: Context, members: Sequence[str]) -> Card:
     storage = context.run.storage
     name = checkpoint_name(ENSEMBLE)
     if storage.exists(name):
-        card = read_card(str(Path(storage.path(name))))
+        card = card_of(storage.read(name), name)
     else:
         data = join({trial: storage.read(checkpoint_name(trial)) for trial in members})
         storage.write(name, data)

@@ -56,7 +56,7 @@ def with_lungs(context: Context, resume: bool) -> Context:
     job = UnetJob(LUNGS, Segment("lungs"), recipe, settings.n_trials, train, val)
     unet = train_unet(context, job, resume)
     context.run.claim(LUNGS)
-    folder = f"{context.run.path}/{LUNGS}"
+    folder = context.run.storage.path(LUNGS)
     ours = WithLungs(context.dataset, Storage(f"{folder}/data"))
     theirs = (
         None if context.other is None else WithLungs(context.other, Storage(f"{folder}/explained"))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import tee
+from itertools import islice, tee
 from typing import Any
 
 import pandas as pd
 
+from raybench.errors import ExecutionError
+from raybench.executor import Job, Pool, run_jobs
 from raybench.explain import Explainer
-from raybench.scoring.binarise import binarise, choose_threshold, oriented
-from raybench.scoring.metrics import SCORES, localisation_scores
-from raybench.scoring.ranking import map_scores
-from raybench.scoring.severity import SEVERITY, severity_scores
-from raybench.scoring.thresholds import Shares, ThresholdRule, area_threshold, otsu
+from raybench.scoring.binarise import choose_threshold, oriented
+from raybench.scoring.metrics import SCORES
+from raybench.scoring.severity import SEVERITY
+from raybench.scoring.thresholds import Shares, ThresholdRule
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
+from raybench.studies.score_units import AT_ONCE, ScoreMaps, ToScore
 from raybench.studies.supervised_stage import Supervised
 from raybench.studies.truths import Truth, load_truths
 from raybench.tracking.maps import NO_TRIAL, last_rows, table_name, values_of
@@ -48,6 +49,7 @@ _MAP_COLUMNS = (
 
 def score(
     context: Context,
+    pool: Pool,
     judged: pd.DataFrame,
     full: Sequence[str],
     winners: Winners,
@@ -62,6 +64,7 @@ def score(
     chosen on the images that the search compared settings on.
 
     Args:
+        pool: does a few maps at a time, on helpers without a GPU where there are any.
         judged: trials with `trial_id`, `backbone` and `has_checkpoint`.
         full: trials with figures on Test.
         winners: of the search over settings.
@@ -87,7 +90,7 @@ def score(
         for (trial_id, of_trial), backbone in zip(tables, usable.backbone, strict=True):
             splits: tuple[Split, ...] = ("Val", "Test") if trial_id in full else ("Val",)
             for scored in of_trial:
-                for row in _rows_of(context, trial_id, scored, truths, shared):
+                for row in _rows_of(context, pool, trial_id, scored, truths, shared):
                     if row["split"] in splits:
                         answer = predicted.get((trial_id, row["image_id"]))
                         whose = {"trial_id": trial_id, "backbone": backbone}
@@ -97,7 +100,8 @@ def score(
         if supervised is not None:
             whose = {"trial_id": supervised.trial_id, "backbone": supervised.backbone}
             scored = _Scored(supervised, context.config.scoring.threshold_rules, None)
-            rows += [whose | r for r in _score_table(context, supervised.table, scored, truths)]
+            found = _score_table(context, pool, supervised.table, scored, truths)
+            rows += [whose | row for row in found]
     table_of_scores = pd.DataFrame(rows, columns=list(COLUMNS))
     context.run.write_parquet("scores.parquet", table_of_scores)
     return table_of_scores
@@ -126,6 +130,7 @@ def _tables(context: Context, winners: Winners, trial_id: str) -> list[_Scored]:
 
 def _rows_of(
     context: Context,
+    pool: Pool,
     trial_id: str,
     scored: _Scored,
     truths: Mapping[str, Truth],
@@ -136,7 +141,7 @@ def _rows_of(
     table = table_name(trial_id if is_own else NO_TRIAL, scored.explainer.title)
     if table in shared:
         return shared[table]
-    found = list(_score_table(context, table, scored, truths))
+    found = _score_table(context, pool, table, scored, truths)
     if not is_own:
         shared[table] = found
     return found
@@ -149,78 +154,64 @@ def _predicted(context: Context) -> dict[tuple[str, str], str]:
 
 
 def _score_table(
-    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
-) -> Iterator[dict[str, Any]]:
+    context: Context, pool: Pool, table: str, scored: _Scored, truths: Mapping[str, Truth]
+) -> list[dict[str, Any]]:
+    """In the order of the images, not in that in which maps were made: it differs from run to run,
+    and with it the last digit of a mean.
+
+    Raises:
+        ExecutionError: some maps could not be scored.
+    """
+    place = {
+        r.image_id: n for n, r in enumerate(r for of in context.explained.values() for r in of)
+    }
     explainer = scored.explainer
-    cuts = _cuts(context, table, scored, truths)
-    for row in last_rows(context.run, table, _MAP_COLUMNS):
-        truth = truths.get(row["image_id"])
-        if truth is None:
-            continue
-        values = _oriented(row, explainer)
-        # No threshold touches these, so every rule's row has the same.
-        of_map = {} if values is None else map_scores(values, truth.infection, truth.lungs)
-        for rule, cut in cuts.items():
-            threshold = cut if isinstance(cut, float) else cut(values, truth)
-            yield {
-                "image_id": row["image_id"],
-                "split": row["split"],
-                "label": truth.label,
-                "explainer": explainer.title,
-                "threshold_rule": rule,
-                "threshold": threshold,
-                "seconds": row["seconds"],
-                "n_forward": row["n_forward"],
-                "error": row["error"],
-                **_score_one(values, explainer, threshold, truth),
-                **of_map,
-            }
+    task = ScoreMaps(
+        explainer.title,
+        explainer.sign,
+        explainer.clip_to_lungs,
+        explainer.median_filter,
+        not explainer.is_probability,
+        _cuts(context, table, scored, truths),
+    )
+    rows: list[dict[str, Any]] = []
+    for outcome in run_jobs(_jobs(context, table, task, truths), pool):
+        if outcome.error is not None:
+            raise ExecutionError(f"scoring {table}: {outcome.error}")
+        rows += outcome.result
+    return sorted(rows, key=lambda row: place[row["image_id"]])
 
 
-_Cut = float | Callable[[Values | None, Truth], float]
-"""A threshold for all images, or a way to find one for each; NaN where its map failed."""
+def _jobs(
+    context: Context, table: str, task: ScoreMaps, truths: Mapping[str, Truth]
+) -> Iterator[Job]:
+    """A few maps each, with the masks that they are held against."""
+    known = (
+        ToScore(row, truths[row["image_id"]])
+        for row in last_rows(context.run, table, _MAP_COLUMNS)
+        if row["image_id"] in truths
+    )
+    for number, chunk in enumerate(iter(lambda: list(islice(known, AT_ONCE)), [])):
+        yield Job((table, number), task, chunk)
 
 
 def _cuts(
     context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
-) -> dict[ThresholdRule, _Cut]:
+) -> dict[ThresholdRule, float | Shares | None]:
     """What each rule cuts by, learned from Val or from nothing; rules that Val leaves open lack."""
-    explainer = scored.explainer
-    stretch, clip = not explainer.is_probability, explainer.clip_to_lungs
-    found: dict[ThresholdRule, _Cut] = {}
+    found: dict[ThresholdRule, float | Shares | None] = {}
     for rule in scored.rules:
         if rule == "fixed":
-            found[rule] = explainer.threshold
+            found[rule] = scored.explainer.threshold
         elif rule == "val":
             chosen = _val_threshold(context, table, scored, truths)
             if chosen is not None:
                 found[rule] = chosen
         elif rule == "otsu":
-            found[rule] = lambda v, _: math.nan if v is None else otsu(v, stretch)
+            found[rule] = None
         elif val := [truths[r.image_id] for r in context.explained["Val"]]:
-            shares = Shares.of((t.infection, t.lungs) for t in val)
-            found[rule] = lambda v, t, shares=shares: (  # type: ignore[misc]
-                math.nan if v is None else area_threshold(v, shares, t.lungs, clip, stretch)
-            )
+            found[rule] = Shares.of((t.infection, t.lungs) for t in val)
     return found
-
-
-def _oriented(row: Mapping[Hashable, Any], explainer: Explainer | Supervised) -> Values | None:
-    """The map as its explainer's sign turns it; None where it failed."""
-    return oriented(values_of(row), explainer.sign) if pd.isna(row["error"]) else None
-
-
-def _score_one(
-    values: Values | None, explainer: Explainer | Supervised, threshold: float, truth: Truth
-) -> dict[str, float]:
-    if values is None:
-        return {}
-    clip = truth.lungs if explainer.clip_to_lungs else None
-    stretch = not explainer.is_probability
-    salient = binarise(values, threshold, clip, explainer.median_filter, stretch)
-    return localisation_scores(salient, truth.infection) | severity_scores(
-        salient, truth.infection, truth.lungs
-    )
 
 
 def _val_threshold(

@@ -25,6 +25,8 @@ from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
+from raybench.studies.published_stage import write_published
+from raybench.studies.report_stage import write_report
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
@@ -100,7 +102,7 @@ def _context(config: SweepConfig, run: RunFolder, found: Found) -> Context:
     started = [e for e in run.events.read() if e["kind"] == "sweep_started"]
     if started and started[0]["data_digest"] != found.digest:
         raise DataError(
-            f"{run.path}: the images are not those that this sweep began with (digest "
+            f"{run.where}: the images are not those that this sweep began with (digest "
             f"{found.digest}, found then {started[0]['data_digest']}); put them back, or pass "
             "--overwrite to start again"
         )
@@ -149,9 +151,9 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
+            scores = score(context, pool, judged, full, winners, supervised)
         finally:
             pool.close()
-        scores = score(context, judged, full, winners, supervised)
         chosen = list(shown(judged).trial_id)
         compared = compare(scores, chosen, context, supervised)
         board = compared.join(leaderboard(scores, chosen, context, supervised))
@@ -159,7 +161,10 @@ def _compute(context: Context, resume: bool) -> None:
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)
         strata(scores, chosen, context)
+        write_published(context)
         draw(context, judged, scores, board, winners, supervised)
+        with context.stage("reporting"):
+            write_report(context, shown(judged), winners, supervised)
         run.mark_finished()
     except BaseException:
         if live is not None:

@@ -166,10 +166,9 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
     n_epochs = per_backbone * config.search.trials_per_backbone
     listener = Listener(context, n_epochs, len(job.train))
-    with context.stage("training"):
+    with context.stage("training", epochs=n_epochs):
         try:
-            folder = Path(run.path) / _TUNE
-            results = search(job, config.search, gpus, folder, listener, resume)
+            results = search(job, config.search, gpus, run.storage, _TUNE, listener, resume)
         finally:
             listener.close()
         if all(result.checkpoint is None for result in results):
@@ -258,7 +257,7 @@ def _judged(context: Context, judge: Judge | None, result: TrialResult) -> Trial
         return result
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        said = judge(result.checkpoint.read_bytes(), result.recipe, device)
+        said = judge(context.run.storage.read(result.checkpoint), result.recipe, device)
     except RaybenchError as error:
         context.run.events.append(
             "warning", message=f"trial {result.trial_id} could not be judged: {error}"
@@ -274,7 +273,7 @@ def _keep(context: Context, results: list[TrialResult]) -> None:
         return
     for result in results:
         if result.checkpoint is not None:
-            data = result.checkpoint.read_bytes()
+            data = run.storage.read(result.checkpoint)
             run.storage.write(checkpoint_name(result.trial_id), data)
             write_card(context, result.trial_id, data, result.recipe)
         if result.error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -75,7 +74,7 @@ def train_unet(context: Context, job: UnetJob, resume: bool) -> Unet:
         run.claim(folder)
         run.claim(spent_name(folder))
         with context.stage(stage, train=len(job.train), val=len(job.val)):
-            _keep(context, job, _search(context, job, Path(run.path) / folder, resume))
+            _keep(context, job, _search(context, job, folder, resume))
     run.storage.remove(folder)
     run.storage.remove(spent_name(folder))
     trials = run.read(f"trials_{job.task}")
@@ -84,7 +83,7 @@ def train_unet(context: Context, job: UnetJob, resume: bool) -> Unet:
     return Unet(job.task, str(best.trial_id), str(best.backbone), float(best.val_dice))
 
 
-def _search(context: Context, job: UnetJob, folder: Path, resume: bool) -> list[TrialResult]:
+def _search(context: Context, job: UnetJob, folder: str, resume: bool) -> list[TrialResult]:
     config = context.config
     trials = TrialJob(
         dataset=context.dataset,
@@ -104,7 +103,7 @@ def _search(context: Context, job: UnetJob, folder: Path, resume: bool) -> list[
     settings = config.search.model_copy(update=own)  # the budget is the classifiers'
     listener = Listener(context, n_epochs, len(job.train), job.task, job.segment.score)
     try:
-        return search(trials, settings, gpus, folder, listener, resume)
+        return search(trials, settings, gpus, context.run.storage, folder, listener, resume)
     finally:
         listener.close()
 
@@ -114,7 +113,7 @@ def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
     run, table = context.run, f"trials_{job.task}"
     if len(run.read(table)):
         return
-    rows = [_row(job, result) for result in results]
+    rows = [_row(context, job, result) for result in results]
     scored = [i for i, row in enumerate(rows) if row["val_dice"] is not None]
     if not scored:
         reasons = sorted({str(result.error) for result in results})
@@ -122,7 +121,7 @@ def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
     best = max(scored, key=lambda i: (rows[i]["val_dice"], -i))
     checkpoint = results[best].checkpoint
     assert checkpoint is not None
-    run.storage.write(_checkpoint(job.task), checkpoint.read_bytes())
+    run.storage.write(_checkpoint(job.task), run.storage.read(checkpoint))
     for index, row in enumerate(rows):
         row["best"] = index == best
         if row["error"]:
@@ -132,10 +131,11 @@ def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
     run.append(table, pd.DataFrame(rows))
 
 
-def _row(job: UnetJob, result: TrialResult) -> dict[str, Any]:
+def _row(context: Context, job: UnetJob, result: TrialResult) -> dict[str, Any]:
     scores: dict[str, float] = {}
     if result.checkpoint is not None:
-        scores = read_parts(result.checkpoint.read_bytes(), str(result.checkpoint), KIND)[0].scores
+        data = context.run.storage.read(result.checkpoint)
+        scores = read_parts(data, result.checkpoint, KIND)[0].scores
     return {
         "trial_id": trial_of(job.task, result.trial_id),
         "backbone": unet_title(result.recipe),

@@ -1,5 +1,7 @@
 """The event log: one JSON object a line, only ever added to, and seen onto the disk each time.
 
+In a bucket it is a folder `events/` of such lines (`tracking.segments`).
+
 Kinds that the studies write, with their fields beside `time` and `kind`:
 
 - `sweep_started`, `sweep_resumed`: version, config_digest, data_digest
@@ -33,21 +35,28 @@ import numpy as np
 
 from raybench.errors import StorageError
 from raybench.storage import Storage
+from raybench.tracking.segments import Segments
 
 Event = dict[str, Any]
 
 
 class EventLog:
-    """One JSON-lines file of a local folder. Threads may share a log; one process writes.
+    """One JSON-lines file of a folder. Threads may share a log; one process writes.
 
     Args:
-        storage: where the file lies; a local folder.
+        storage: where the file lies.
         name: the file's name below it.
+        copy: a local folder that gets every event too, where `storage` is a bucket.
     """
 
-    def __init__(self, storage: Storage, name: str = "events.jsonl") -> None:
+    def __init__(
+        self, storage: Storage, name: str = "events.jsonl", copy: Storage | None = None
+    ) -> None:
         self.storage = storage
         self.name = name
+        self._copy = copy
+        stem = name.removesuffix(".jsonl")
+        self._segments = None if storage.is_local else Segments(storage, stem)
         self._lock = threading.Lock()
         self._ends_cleanly = False
 
@@ -69,6 +78,11 @@ class EventLog:
         event.update({key: _plain(value) for key, value in fields.items()})
         line = json.dumps(event, allow_nan=False)
         with self._lock:
+            if self._segments is not None:
+                self._segments.append(line)
+                if self._copy is not None:
+                    self._copy.append_line(self.name, line)
+                return event
             if not self._ends_cleanly:
                 self._mend()
             # A write that fails may leave half a line: the next one has to look again.
@@ -86,8 +100,7 @@ class EventLog:
         Raises:
             StorageError: any other line is not an event; the message names the file and the line.
         """
-        data = self.storage.read(self.name) if self.storage.exists(self.name) else b""
-        whole, tail = _split(data)
+        whole, tail = _split(self.text())
         events = []
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             event = _parse(line)
@@ -100,6 +113,13 @@ class EventLog:
             events.append(event)
         last = _parse(tail)
         return [*events, last] if last is not None else events
+
+    def text(self) -> bytes:
+        """All lines as they lie there; the last one may lack its end."""
+        if self._segments is not None:
+            with self._lock:
+                return self._segments.read()
+        return self.storage.read(self.name) if self.storage.exists(self.name) else b""
 
     def _mend(self) -> None:
         """Make the file end with a line break, without the half line of a killed process."""

@@ -21,7 +21,7 @@ _REST = 5.0
 
 def repeat_command(run: RunFolder, uri: str | None, experiment: str | None) -> str:
     """The command that projects a run folder from the shell, without a password in it."""
-    words = ["python", "-m", "raybench.track", str(run.path)]
+    words = ["python", "-m", "raybench.track", run.where]
     words += ["--uri", shown(uri)] if uri else []
     words += ["--experiment", experiment] if experiment else []
     return shlex.join(words)

@@ -2,26 +2,43 @@
 
 Workers return results; the driver alone writes here, atomically. MLflow, the report and the status
 command are projections of it that can be made again at any time.
+
+It may be in a bucket. What cannot lie there (MLflow's sqlite file) is in a working folder of this
+machine then, beside copies of tables, figures and the log that projections are made from.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from raybench.errors import RunFolderError
+import pandas as pd
+
+from raybench.errors import RunFolderError, StorageError
 from raybench.storage import Storage
 from raybench.tracking import lock
 from raybench.tracking.events import EventLog
+from raybench.tracking.lease import Lease, is_alive
 from raybench.tracking.run_tables import CLAIMED, LOCK, OWN_NAMES, RunTables
 from raybench.tracking.stored_config import CONFIG_NAME, StoredConfig
 
 State = Literal["new", "resumed", "finished"]
 
 _BEING_REMOVED = "being-removed"
+_SHOWN = (".csv", ".parquet", ".yaml", ".html")
 _LEFTOVER = re.compile(r"^\..*\.part$")
+
+
+def working_folder(url: str) -> Path:
+    """The folder of this machine for a run that lies in a bucket (below `XDG_CACHE_HOME`)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    return cache / "raybench" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:10]}"
 
 
 class RunFolder(RunTables):
@@ -30,28 +47,26 @@ class RunFolder(RunTables):
     Reading (the report, the projection to MLflow) needs no `open` and no lock.
 
     Args:
-        root: a local path.
+        root: a local path, or a URL that fsspec can write to (`s3://bucket/runs/cxr`).
 
     Attributes:
         storage: the files below it.
+        where: `root` for messages: an absolute path, or the URL.
+        path: a folder of this machine: the run folder itself, or the working folder of one in a
+            bucket.
         events: its event log, `events.jsonl`.
-
-    Raises:
-        RunFolderError: `root` is not a local path.
     """
 
     def __init__(self, root: str) -> None:
-        if not Storage(root).is_local:
-            raise RunFolderError(
-                f"{root}: a run folder must be a local path for now (data may lie in a bucket); "
-                f"choose a local output folder and copy it up afterwards"
-            )
         # Absolute from here on: the process may change its working directory.
-        super().__init__(Storage(Storage(root).path()))
-        self.path = Path(self.storage.root)
-        self.events = EventLog(self.storage)
+        storage = Storage(Storage(root).path())
+        self.where = storage.root
+        self.path = Path(self.where) if storage.is_local else working_folder(self.where)
+        copy = None if storage.is_local else Storage(str(self.path))
+        super().__init__(storage, copy)
+        self.events = EventLog(self.storage, copy=copy)
         self._config = StoredConfig(self.storage)
-        self._lock: int | None = None
+        self._lock: int | Lease | None = None
         self._pending: tuple[Mapping[str, Any], str] | None = None
 
     def __enter__(self) -> RunFolder:
@@ -85,11 +100,12 @@ class RunFolder(RunTables):
             RunFolderError: the folder holds something else, is in use or cannot be written.
         """
         if resume and overwrite:
-            raise RunFolderError(f"{self.path}: pass --resume or --overwrite, not both")
+            raise RunFolderError(f"{self.where}: pass --resume or --overwrite, not both")
         if self._lock is not None:
-            raise RunFolderError(f"{self.path}: this run folder is open already; close it first")
+            raise RunFolderError(f"{self.where}: this run folder is open already; close it first")
         self._make()
-        self._lock = lock.take(self.path / LOCK)
+        local = self.storage.is_local
+        self._lock = lock.take(self.path / LOCK) if local else Lease(self.storage, LOCK)
         try:
             state = self._decide(config, digest, resume, overwrite)
             self._pending = (config, digest) if state == "new" else None
@@ -102,30 +118,70 @@ class RunFolder(RunTables):
 
     def begin(self) -> None:
         """Start what `open` decided: for a new sweep, remove the old one and store the settings."""
-        if self._pending is None:
-            return
-        if self._config.digest() is not None:
-            self._clear()
-        self._config.write(*self._pending)
-        self._pending = None
+        if self._pending is not None:
+            if self._config.digest() is not None:
+                self._clear()
+            self._config.write(*self._pending)
+            self._pending = None
+        self.bring()
 
     def abandon(self) -> None:
         """Leave a folder opened with `defer` as it was found."""
-        if self._config.digest() is None:
+        if self.storage.is_local and self._config.digest() is None:
             self.storage.remove(LOCK)  # before it is let go, or another sweep could lose its own
         self.close()
-        if not self.storage.names():
+        if self.storage.is_local and not self.storage.names():
             self.path.rmdir()
 
     def close(self) -> None:
         """Let go of the folder. Closing twice does nothing."""
-        if self._lock is not None:
+        if isinstance(self._lock, Lease):
+            self._lock.release()
+        elif self._lock is not None:
             lock.release(self._lock)
-            self._lock = None
+        self._lock = None
+
+    def append(self, table: str, frame: pd.DataFrame) -> None:
+        """As `RunTables.append`; refused where another sweep took the folder over.
+
+        Raises:
+            RunFolderError: it did.
+            StorageError: the rows cannot be written.
+        """
+        if isinstance(self._lock, Lease):
+            self._lock.check()
+        super().append(table, frame)
+
+    def bring(self) -> None:
+        """Make the working folder of a run in a bucket what the bucket says.
+
+        Raises:
+            StorageError: a file cannot be read or written.
+        """
+        copy = self._copy
+        if copy is None:
+            return
+        for stale in ("figures", *(n for n in copy.names() if n.endswith(_SHOWN))):
+            copy.remove(stale)
+        names = [name for name in self.storage.names() if name.endswith(_SHOWN)]
+        for name in (*names, *(f"figures/{name}" for name in self.storage.names("figures"))):
+            copy.write(name, self.storage.read(name))
+        copy.write(self.events.name, self.events.text())
 
     def mark_finished(self) -> None:
         """Write `sweep_finished`: everything that the sweep asked for is there."""
         self.events.append("sweep_finished")
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a living process has the folder open; in a bucket, that takes up to 10 s.
+
+        Raises:
+            RunFolderError, StorageError: that cannot be told.
+        """
+        if self.storage.is_local:
+            return lock.is_held(self.path / LOCK)
+        return is_alive(self.storage, LOCK)
 
     @property
     def is_finished(self) -> bool:
@@ -155,6 +211,8 @@ class RunFolder(RunTables):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             names = self.storage.names()
+        except StorageError as error:
+            raise RunFolderError(f"{error}; choose an output folder that can be read") from error
         except OSError as error:
             raise RunFolderError(
                 f"{self.path}: cannot be a run folder ({error.strerror}); choose another"
@@ -162,7 +220,7 @@ class RunFolder(RunTables):
         foreign = [name for name in names if name != LOCK and not _LEFTOVER.match(name)]
         if foreign and self._config.digest() is None:
             raise RunFolderError(
-                f"{self.path}: expected no files, or a run folder with {CONFIG_NAME}, found "
+                f"{self.where}: expected no files, or a run folder with {CONFIG_NAME}, found "
                 f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}; choose another "
                 f"output folder (--overwrite does not touch what raybench did not write)"
             )
@@ -175,7 +233,7 @@ class RunFolder(RunTables):
             return "new"
         if stored == _BEING_REMOVED:
             raise RunFolderError(
-                f"{self.path}: an earlier --overwrite was interrupted; pass --overwrite again"
+                f"{self.where}: an earlier --overwrite was interrupted; pass --overwrite again"
             )
         if stored != digest:
             raise RunFolderError(self._config.differences(config))
@@ -183,7 +241,7 @@ class RunFolder(RunTables):
             return "finished"
         if not resume:
             raise RunFolderError(
-                f"{self.path}: holds an unfinished sweep of this configuration; pass --resume to "
+                f"{self.where}: holds an unfinished sweep of this configuration; pass --resume to "
                 f"go on or --overwrite to start again"
             )
         return "resumed"
@@ -192,11 +250,14 @@ class RunFolder(RunTables):
         """Remove what raybench wrote. Killed on the way, the folder says so when opened again."""
         self._config.write({}, _BEING_REMOVED)
         leftovers = [name for name in self.storage.names() if _LEFTOVER.match(name)]
+        if self._copy is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
         try:
             for name in (*OWN_NAMES, *self._claimed(), *leftovers, CLAIMED):
                 self.storage.remove(name)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             raise RunFolderError(
-                f"{self.path}: {name} cannot be removed ({error}); remove it by hand"
+                f"{self.where}: {name} cannot be removed ({error}); remove it by hand"
             ) from error
         self._parts.clear()
+        self.events = EventLog(self.storage, copy=self._copy)

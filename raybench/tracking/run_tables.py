@@ -14,6 +14,7 @@ from raybench.tracking.stored_config import CONFIG_NAME
 
 OWN_NAMES = (
     "events.jsonl",
+    "events",
     "parts",
     "trials.csv",
     "trials_supervised.csv",
@@ -22,11 +23,14 @@ OWN_NAMES = (
     "leaderboard.csv",
     "comparisons.csv",
     "strata.csv",
+    "published.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",
     "checkpoints",
     "lungs",
+    "report",
+    "report.html",
     "mlflow.db",
     "mlflow.db-journal",
     "mlflow.db-shm",
@@ -44,10 +48,13 @@ class RunTables:
 
     Args:
         storage: the files below the folder.
+        copy: a local folder that gets what is written whole as well (tables, figures), where the
+            folder itself is in a bucket.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, copy: Storage | None = None) -> None:
         self.storage = storage
+        self._copy = copy
         self._parts: dict[str, Parts] = {}
 
     def append(self, table: str, frame: pd.DataFrame) -> None:
@@ -90,8 +97,11 @@ class RunTables:
         """
         if not name or "/" in name or "\\" in name or name in {".", "..", CONFIG_NAME, LOCK}:
             raise StorageError(f"{name!r}: expected a plain name right below the run folder")
-        if name not in OWN_NAMES and name not in self._claimed():
-            self.storage.append_line(CLAIMED, name)
+        if name not in OWN_NAMES and name not in (claimed := self._claimed()):
+            if self.storage.is_local:
+                self.storage.append_line(CLAIMED, name)
+            else:
+                self.storage.write(CLAIMED, "".join(f"{n}\n" for n in [*claimed, name]).encode())
 
     def write_csv(self, name: str, frame: pd.DataFrame) -> None:
         """Write a table as CSV, atomically, without its index.
@@ -100,7 +110,7 @@ class RunTables:
             StorageError: it cannot be written.
         """
         self.claim(name)
-        self.storage.write(name, frame.to_csv(index=False).encode())
+        self._write(name, frame.to_csv(index=False).encode())
 
     def write_parquet(self, name: str, frame: pd.DataFrame) -> None:
         """Write a table as Parquet, atomically, without its index.
@@ -109,7 +119,7 @@ class RunTables:
             StorageError: it cannot be written.
         """
         self.claim(name)
-        self.storage.write(name, parquet_bytes(frame, self.storage.path(name)))
+        self._write(name, parquet_bytes(frame, self.storage.path(name)))
 
     def write_figure(self, name: str, png: bytes) -> None:
         """Write `figures/<name>`, atomically. The name ends in `.png`.
@@ -119,7 +129,16 @@ class RunTables:
         """
         if not name.endswith(".png") or "/" in name:
             raise StorageError(f"{name!r}: a figure's name is plain and ends in .png")
-        self.storage.write(f"figures/{name}", png)
+        self._write(f"figures/{name}", png)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file, atomically.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.claim(name.split("/", 1)[0])
+        self._write(name, data)
 
     def read_csv(self, name: str) -> pd.DataFrame:
         """A CSV table of this folder, `trial_id` as text; empty where there is none.
@@ -149,6 +168,11 @@ class RunTables:
         except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
             path = self.storage.path(name)
             raise StorageError(f"{path}: not a Parquet table ({error})") from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.storage.write(name, data)
+        if self._copy is not None:
+            self._copy.write(name, data)
 
     def _table(self, table: str) -> Parts:
         return self._parts.setdefault(table, Parts(self.storage, table))

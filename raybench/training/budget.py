@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from raybench.storage import Storage
 
 _BETWEEN_WRITES = 1.0
 """Seconds; what a kill can make forgotten."""
@@ -23,7 +23,8 @@ class Budget:
     Args:
         hours, gpu_hours: what there is; None: no limit.
         gpus: GPUs that each trial holds.
-        path: small file that holds what is spent, and whether that is all; trials read it too.
+        files, name: small file that holds what is spent, and whether that is all; trials read it
+            too.
         clock: seconds that only grow; nobody sets the default one.
         begun: whether some trial has an epoch on disk already.
     """
@@ -33,15 +34,16 @@ class Budget:
         hours: float | None,
         gpu_hours: float | None,
         gpus: float,
-        path: Path,
+        files: Storage,
+        name: str,
         clock: Callable[[], float] = time.monotonic,
         begun: bool = False,
     ) -> None:
         self._limits = {"hours": hours, "gpu_hours": gpu_hours}
-        self._gpus, self._path, self._clock = gpus, path, clock
+        self._gpus, self._files, self._name, self._clock = gpus, files, name, clock
         self.spent = {"hours": 0.0, "gpu_hours": 0.0}
-        if path.exists():
-            known = json.loads(path.read_text())
+        if files.exists(name):
+            known = json.loads(files.read(name))
             self.spent |= {name: float(known[name]) for name in self.spent}
         self._last = self._written = clock()
         self._begun = begun
@@ -92,11 +94,10 @@ class Budget:
     def write(self) -> None:
         """Note what is spent, atomically."""
         self._written = self._last
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.spent | {_OVER: self.is_over}))
-        os.replace(partial, self._path)
+        said = json.dumps(self.spent | {_OVER: self.is_over})
+        self._files.write(self._name, said.encode())
 
 
-def was_over(path: Path) -> bool:
+def was_over(files: Storage, name: str) -> bool:
     """Whether the budget whose file this is had nothing left when it was last written."""
-    return path.exists() and bool(json.loads(path.read_text())[_OVER])
+    return files.exists(name) and bool(json.loads(files.read(name))[_OVER])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import pickle
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+from raybench.errors import StorageError
+from raybench.storage import Storage
 from raybench.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -19,6 +22,7 @@ BEST = "best.safetensors"
 _STATE = "state.pt"
 _UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
+    StorageError,
     RuntimeError,
     ValueError,
     KeyError,
@@ -105,20 +109,22 @@ class State:
         torch.save(rest, folder / _STATE)
 
     @classmethod
-    def read(cls, folder: Path) -> State:
-        """The state that `write` left in the folder.
+    def read(cls, files: Storage, folder: str) -> State:
+        """The state that `write` left in a folder.
 
         Raises:
-            OSError, RuntimeError, ValueError, ...: there is none, or not a whole one.
+            StorageError, RuntimeError, ValueError, ...: there is none, or not a whole one.
         """
-        rest = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
-        best = (folder / BEST).read_bytes()
+        rest = torch.load(
+            io.BytesIO(files.read(f"{folder}/{_STATE}")), weights_only=True, map_location="cpu"
+        )
+        best = files.read(f"{folder}/{BEST}")
         if hashlib.sha256(best).hexdigest() != rest.pop("best_digest"):
-            raise ValueError(f"{folder / BEST} is not the file that was written")
+            raise ValueError(f"{files.path(folder)}/{BEST} is not the file that was written")
         return cls(**rest | {"epoch": Epoch(**rest["epoch"])}, best=best)
 
 
-def newest(folder: Path, recipe: Recipe) -> State | None:
+def newest(files: Storage, folder: str, recipe: Recipe) -> State | None:
     """The furthest state of a recipe among a trial's checkpoints; None where there is none.
 
     Tune notes its trials about once a second, and after a kill names a checkpoint that can be
@@ -127,30 +133,47 @@ def newest(folder: Path, recipe: Recipe) -> State | None:
     one's number before: neither counts.
 
     Args:
+        files: of the run folder, local or in a bucket.
         folder: of the trial, with a folder `checkpoint_*` for each one kept.
     """
     wanted = digest(recipe)
-    for path in sorted(folder.glob("checkpoint_*"), reverse=True):
-        try:
-            state = State.read(path)
-        except _UNREADABLE as error:
-            log.info("%s is not a whole checkpoint: %s", path.name, error)
-            continue
-        if state.recipe == wanted:
-            return state
-    return None
+    found: State | None = None
+    for own in (folder, *_named_after(files, folder)):
+        kept = [name for name in files.names(own) if name.startswith("checkpoint_")]
+        for name in reversed(kept):
+            try:
+                state = State.read(files, f"{own}/{name}")
+            except _UNREADABLE as error:
+                log.info("%s is not a whole checkpoint: %s", name, error)
+                continue
+            if state.recipe == wanted:
+                if found is None or state.next_epoch > found.next_epoch:
+                    found = state
+                break
+    return found
 
 
-def any_epoch(folder: Path) -> bool:
+def _named_after(files: Storage, folder: str) -> list[str]:
+    """Folders that Tune made of a trial when a kill had left one of its name: `t0001_40f1`."""
+    parent, _, own = folder.rpartition("/")
+    names = [name for name in files.names(parent) if name.startswith(f"{own}_")] if own else []
+    return [f"{parent}/{name}" if parent else name for name in names]
+
+
+def any_epoch(files: Storage, folder: str) -> bool:
     """Whether any trial of a search has a whole state on disk.
 
     Args:
+        files: of the run folder, local or in a bucket.
         folder: of the search, with a folder for each trial.
     """
-    for path in folder.glob("*/checkpoint_*"):
-        try:
-            State.read(path)
-        except _UNREADABLE:
-            continue
-        return True
+    for trial in files.names(folder):
+        for name in files.names(f"{folder}/{trial}"):
+            if not name.startswith("checkpoint_"):
+                continue
+            try:
+                State.read(files, f"{folder}/{trial}/{name}")
+            except _UNREADABLE:
+                continue
+            return True
     return False

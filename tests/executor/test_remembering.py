@@ -24,6 +24,9 @@ class Inner:
         self.asked.append(unit)
         self.queue.append((ticket, unit))
 
+    def hurry(self) -> None:
+        pass
+
     def next(self) -> Answer:
         ticket, unit = self.queue.pop(0)
         if unit.name == "fails":

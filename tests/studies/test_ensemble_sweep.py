@@ -24,6 +24,7 @@ from raybench.config_ensemble import Ensemble
 from raybench.models.backbones import backbone
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, load_checkpoint, read_card, save_checkpoint
+from raybench.storage import Storage
 from raybench.studies import train_stage
 from raybench.studies.ensemble_stage import choose_members
 from raybench.studies.plan import make_plan, plan_lines
@@ -97,18 +98,17 @@ def stand_in(
 ) -> None:
     """In place of Ray Tune: four trials; some fail, one saw other images. MLflow is left alone."""
 
-    def search(job: TrialJob, _: Any, gpus: float, folder: Path, *__: Any) -> list[TrialResult]:
+    def search(job: TrialJob, _: Any, gpus: float, files: Storage, *__: Any) -> list[TrialResult]:
         found = []
         for number in range(4):
             trial, recipe = f"t{number:04d}", job.recipes[number % 2]
             if number in failing:
                 found.append(TrialResult(trial, recipe, "failed", 0, "it broke", None))
                 continue
-            path = folder / f"{trial}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            name = f"tune/{trial}.safetensors"
             raw = recipe.preprocessing.model_dump() | ({"clahe": True} if number == odd else {})
-            path.write_bytes(trained(job, number, raw))
-            found.append(TrialResult(trial, recipe, "finished", 1, None, path))
+            files.write(name, trained(job, number, raw))
+            found.append(TrialResult(trial, recipe, "finished", 1, None, name))
         return found
 
     patch.setattr(train_stage, "search", search)

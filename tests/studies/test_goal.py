@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import binarise
 from raybench.scoring.overlap import dice
+from raybench.storage import Storage
 from raybench.studies import summary, sweep_study, train_stage
 from raybench.studies.context import Context, explained_images
 from raybench.studies.goal import LocalisationJudge, within_one_error
@@ -216,18 +218,19 @@ def test_a_trial_that_the_budget_stopped_is_judged_after_all(
     assert goal is not None
     context = context_of(config)
     judge = LocalisationJudge.of(context, goal)
-    path = tmp_path / "best.safetensors"
-    path.write_bytes(checkpoint)
+    name, files = "best.safetensors", Storage(str(tmp_path))
+    files.write(name, checkpoint)
+    context = replace(context, run=SimpleNamespace(storage=files))  # type: ignore[arg-type]
     recipe = config.recipes[0]
 
-    def judged(status: str, at: Path | None, known: float | None = None) -> float | None:
+    def judged(status: str, at: str | None, known: float | None = None) -> float | None:
         error = "it diverged" if status == "failed" else None
         result = TrialResult("t0000", recipe, status, 1, error, at, known)
         return train_stage._judged(context, judge, result).localisation
 
-    assert judged("stopped", path) == judge(checkpoint, recipe, "cpu")
-    assert judged("finished", path, 0.5) == 0.5
-    assert judged("failed", path) is None
+    assert judged("stopped", name) == judge(checkpoint, recipe, "cpu")
+    assert judged("finished", name, 0.5) == 0.5
+    assert judged("failed", name) is None
     assert judged("stopped", None) is None
 
 
@@ -237,11 +240,13 @@ def test_val_localisation_is_shown_and_tracked_where_it_is_there() -> None:
     found = classification(frame.iloc[0].to_dict())
     assert found == {"classification/val_accuracy": 0.8, "search/val_localisation": 0.123}
     for shown in (frame, frame.drop(columns="val_localisation")):
-        tables = {"trials.csv": shown, "leaderboard.csv": pd.DataFrame()}
+        empty = pd.DataFrame()
+        tables = {"trials.csv": shown, "leaderboard.csv": empty, "published.csv": empty}
         run = SimpleNamespace(
             read_csv=tables.__getitem__,
             events=SimpleNamespace(read=list),
-            path="",
+            path=Path("none-such"),
+            where="",
             storage=SimpleNamespace(exists=lambda _: False),
         )
         text = io.StringIO()

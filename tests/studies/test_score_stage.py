@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from raybench.config_explain import Scoring
+from raybench.executor.local import LocalPool
 from raybench.explain import Lime
 from raybench.scoring.metrics import METRICS
 from raybench.scoring.ranking import MAP_SCORES, map_scores
@@ -23,6 +24,10 @@ from raybench.studies.score_stage import score
 from raybench.tracking.maps import table_name, to_row
 from raybench.types import AttributionMap, ChestXray, Dataset, XrayRecord
 from tests.studies.searching import context_at
+
+
+def pool() -> LocalPool:
+    return LocalPool(lambda key: b"", 1)
 
 
 @pytest.mark.parametrize(("n_chosen_on", "threshold"), [(2, 0.1), (3, 0.25)])
@@ -50,7 +55,7 @@ def test_a_winners_threshold_is_chosen_on_the_images_it_won_on(
     judged = pd.DataFrame(
         {"trial_id": ["t0"], "backbone": ["test_resnet"], "has_checkpoint": [True]}
     )
-    found = score(context, judged, [], {"t0": [winner]})
+    found = score(context, pool(), judged, [], {"t0": [winner]})
     assert found.explainer.unique().tolist() == ["lime_tuned"]
     assert found.image_id.tolist() == [record.image_id for record in val], "all are scored"
     assert found.threshold.unique().tolist() == [threshold]
@@ -85,7 +90,7 @@ def test_scores_of_the_map_stand_in_every_rules_row_and_failed_maps_have_none(
     judged = pd.DataFrame(
         {"trial_id": ["t0"], "backbone": ["test_resnet"], "has_checkpoint": [True]}
     )
-    scores = score(context, judged, ["t0"], {})
+    scores = score(context, pool(), judged, ["t0"], {})
     assert scores.threshold_rule.value_counts().to_dict() == {"fixed": 5, "val": 5}
     for row in scores[scores.image_id != failed].to_dict("records"):
         assert {name: row[name] for name in MAP_SCORES} == expected[row["image_id"]]
@@ -143,7 +148,7 @@ def _scored(folder: Path, maps_seed: int, altered: bool) -> pd.DataFrame:
     )
     if altered:
         context = replace(context, dataset=_Altered(context.dataset))
-    return score(context, judged, ["t0"], {})
+    return score(context, pool(), judged, ["t0"], {})
 
 
 def test_nothing_of_test_reaches_a_threshold_or_a_figure_on_val(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from raybench.data.images import read_mask
 from raybench.data.lungs import file_of, is_predicted
 from raybench.data.phantom import write_phantoms
 from raybench.errors import DataError
+from raybench.executor.local import LocalPool
 from raybench.scoring.overlap import dice
 from raybench.storage import Storage
 from raybench.studies.checks import check_names, look
@@ -38,6 +39,10 @@ RECIPE: dict[str, Any] = {
     "batch_size": 8,
     "phases": [{"epochs": 1, "lr": 3e-3}],
 }
+
+
+def pool() -> LocalPool:
+    return LocalPool(lambda key: b"", 1)
 
 
 def config_of(root: Path, **changes: Any) -> SweepConfig:
@@ -89,7 +94,7 @@ def in_process(seen: list[XrayRecord]) -> Callable[..., Any]:
     from raybench.training.state import State
     from raybench.training.tune import TrialResult, train_one
 
-    def search(job: Any, settings: Any, gpus: float, folder: Path, listener: Any, resume: bool):  # type: ignore[no-untyped-def]
+    def search(job: Any, _: Any, __: float, files: Storage, folder: str, listener: Any, ___: bool):  # type: ignore[no-untyped-def]
         found: list[State] = []
 
         def report(epoch: Any, state: State) -> None:
@@ -98,10 +103,9 @@ def in_process(seen: list[XrayRecord]) -> Callable[..., Any]:
 
         job = replace(job, dataset=Watched(job.dataset, seen))
         train_one(job, job.recipes[0], report)
-        folder.mkdir(parents=True)
-        (folder / "best").write_bytes(found[-1].best)
+        files.write(f"{folder}/best", found[-1].best)
         recipe = job.recipes[0]
-        return [TrialResult("t0000", recipe, "finished", len(found), None, folder / "best")]
+        return [TrialResult("t0000", recipe, "finished", len(found), None, f"{folder}/best")]
 
     return search
 
@@ -162,7 +166,7 @@ def test_the_u_net_stands_among_the_explainers_and_never_sees_test(
     judged["has_checkpoint"] = judged.has_checkpoint.astype(bool)
     empty = pd.DataFrame({"trial_id": ["-"], "image_id": ["-"], "predicted": ["-"]})
     context.run.append("predictions", empty)
-    scores = score(context, judged, [], {}, found)
+    scores = score(context, pool(), judged, [], {}, found)
     assert set(scores.explainer) == {"supervised"}
     assert dict(scores.groupby(["split", "threshold_rule"]).size()) == {
         ("Test", "fixed"): 2,

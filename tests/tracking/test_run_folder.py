@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from raybench.errors import RunFolderError, StorageError
 from raybench.storage import Storage
+from raybench.tracking import parts
 from raybench.tracking.events import EventLog
 from raybench.tracking.run_folder import RunFolder
 
@@ -176,8 +177,8 @@ def test_places_that_cannot_be_run_folders(tmp_path: Path) -> None:
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunFolderError, match="cannot be a run folder"):
             RunFolder(str(root)).open(CONFIG, "d1")
-    with pytest.raises(RunFolderError, match="local path"):
-        RunFolder("s3://bucket/runs/fake")
+    with pytest.raises(RunFolderError, match="nowhere://bucket/runs/fake: no reader"):
+        RunFolder("nowhere://bucket/runs/fake").open(CONFIG, "d1")
     with pytest.raises(RunFolderError, match="not a run folder"):
         _ = RunFolder(str(tmp_path)).config
 
@@ -313,6 +314,49 @@ def test_a_reader_beside_a_compaction_sees_every_row_once(tmp_path: Path) -> Non
     reader.join()
     assert seen
     assert all(found == list(range(len(found))) for found in seen)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    full=st.sampled_from([1, 20_000, 100_000]),
+    reopened=st.sets(st.integers(0, 39)),
+)
+def test_many_small_parts_are_merged_on_the_way(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], full: int, reopened: set[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "MERGE_AT", 4)
+        patch.setattr(parts, "FULL", full)
+        run, n = RunFolder(str(folder)), 0
+        for number, count in enumerate(sizes):
+            if number in reopened:
+                run = RunFolder(str(folder))
+            run.append("answers", rows(n, count))
+            n += count
+        listed = list((folder / "parts/answers").iterdir())
+        assert run.read("answers")["n"].tolist() == list(range(n))
+        assert [i for frame in run.iterate("answers", ["n"]) for i in frame["n"]] == list(range(n))
+        loose = [p for p in listed if ".merged." not in p.name]
+        if full == 1:
+            assert len(listed) == len(sizes)
+        else:
+            assert len(loose) < 4
+        run.compact("answers")
+        assert run.read("answers")["n"].tolist() == list(range(n))
+
+
+def test_a_merge_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "FULL", 150_000)
+    run = RunFolder(str(tmp_path))
+    for first in range(70):
+        run.append("answers", pd.DataFrame({"n": [first], "blob": [os.urandom(20_000)]}))
+    run.compact("answers")
+    found = [p.stat().st_size for p in (tmp_path / "parts/answers").iterdir()]
+    assert max(found) <= 150_000
+    assert 70 * 20_000 / 150_000 <= len(found) <= 20
+    assert run.read("answers")["n"].tolist() == list(range(70))
 
 
 def test_tables_and_figures(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from raybench.data.phantom import Phantom
 from raybench.data.preprocess import Preprocess
 from raybench.models.backbones import backbone, trainable
 from raybench.models.checkpoint import Card, load_checkpoint
+from raybench.storage import Storage
 from raybench.training.batches import Images, load_images
 from raybench.training.loop import DivergedError, Trainer
 from raybench.training.recipe import Recipe
@@ -190,7 +191,7 @@ def test_interrupted_after_any_epoch_and_resumed_it_ends_with_the_same_bits(
         begun = interrupt(trainer(settings), data, k, folder)
         torch.rand(k)  # another process, another history of random numbers, another first net
         subject = trainer(settings, init=99)
-        rest, _, resumed = run(subject, data, State.read(folder))
+        rest, _, resumed = run(subject, data, State.read(Storage(str(folder)), "."))
         assert figures(begun + rest) == figures(epochs)
         assert moved(after[-1], weights(subject.net)) == set()
         assert resumed.best == state.best
@@ -204,7 +205,7 @@ def test_a_finished_state_has_nothing_left_to_do(
     _, after, state = run(trainer(settings), data)
     state.write(tmp_path)
     subject = trainer(settings, init=1)
-    epochs, _, again = run(subject, data, State.read(tmp_path))
+    epochs, _, again = run(subject, data, State.read(Storage(str(tmp_path)), "."))
     assert epochs == []
     assert again.best == state.best
     assert moved(after[-1], weights(subject.net)) == set()
@@ -215,7 +216,7 @@ def test_the_newest_whole_state_of_the_same_recipe_is_found(
 ) -> None:
     settings = recipe(phases=[{"unfreeze": "full", "epochs": 3, "lr": 1e-3}])
     other = recipe(phases=[{"unfreeze": "full", "epochs": 3, "lr": 2e-3}])
-    assert newest(tmp_path, settings) is None
+    assert newest(Storage(str(tmp_path)), ".", settings) is None
 
     def report(epoch: Epoch, state: State) -> None:
         folder = tmp_path / f"checkpoint_{epoch.epoch:06d}"
@@ -225,11 +226,11 @@ def test_the_newest_whole_state_of_the_same_recipe_is_found(
     trainer(settings).fit(*data, report)
 
     def found() -> int | None:
-        state = newest(tmp_path, settings)
+        state = newest(Storage(str(tmp_path)), ".", settings)
         return None if state is None else state.epoch.epoch
 
     assert found() == 2
-    assert newest(tmp_path, other) is None
+    assert newest(Storage(str(tmp_path)), ".", other) is None
     best = tmp_path / "checkpoint_000002" / "best.safetensors"
     best.write_bytes(best.read_bytes()[:-1])
     assert found() == 1

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from raybench.storage import Storage
 from raybench.training.budget import Budget
 from raybench.training.recipe import Recipe
 from raybench.training.relay import listening
@@ -107,7 +108,7 @@ class Nobody:
 @pytest.fixture
 def spent(tmp_path: Path) -> Iterator[None]:
     ticks = iter([0.0, 3600.0])
-    budget = Budget(0.5, None, 0.0, tmp_path / "spent.json", lambda: next(ticks))
+    budget = Budget(0.5, None, 0.0, Storage(str(tmp_path)), "spent.json", lambda: next(ticks))
     budget.tick(0)
     with listening(Nobody(), budget):
         yield

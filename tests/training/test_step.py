@@ -15,6 +15,7 @@ from torch import nn
 
 from raybench.errors import ModelError
 from raybench.models.checkpoint import Card, load_checkpoint
+from raybench.storage import Storage
 from raybench.training.batches import Images, ahead, on_device
 from raybench.training.loop import DivergedError, Trainer
 from raybench.training.recipe import Recipe
@@ -176,7 +177,7 @@ def same_after_a_stop(arithmetic: Arithmetic, folder: Path, **changes: Any) -> t
     subject = trainer(arithmetic, **changes)
     epochs, state = fit(subject, folder=folder)
     other = trainer(arithmetic, init=99, **changes)
-    rest, resumed = fit(other, State.read(folder))
+    rest, resumed = fit(other, State.read(Storage(str(folder)), "."))
     assert [e.val_loss for e in rest] == [e.val_loss for e in epochs[2:]]
     assert resumed.passes == state.passes
     assert resumed.best == state.best
@@ -217,7 +218,7 @@ def test_the_scale_of_float16_is_part_of_the_state(tmp_path: Path) -> None:
     assert state.passes["scaler"]["scale"] == 1024.0  # and not where a fresh one begins
     assert state.passes["scaler"]["_growth_tracker"] == 9 + 3 * 2
     state.write(tmp_path)
-    second._steps.load_state(State.read(tmp_path).passes)
+    second._steps.load_state(State.read(Storage(str(tmp_path)), ".").passes)
     assert second._steps.state() == first._steps.state()
 
 
@@ -246,7 +247,7 @@ def test_pieces_are_remembered_through_a_stop(tmp_path: Path) -> None:
     first, second = squeezed(0), squeezed(99)
     epochs, state = fit(first, folder=tmp_path)
     assert state.passes == {"micro_batch": 3, "eval_batch": 32, "scaler": None}
-    rest, resumed = fit(second, State.read(tmp_path))
+    rest, resumed = fit(second, State.read(Storage(str(tmp_path)), "."))
     assert tried == {0: [6] + [3] * 12, 99: [3] * 4}
     assert [e.train_loss for e in rest] == [e.train_loss for e in epochs[2:]]
     assert resumed.best == state.best
@@ -323,7 +324,7 @@ def test_on_a_gpu_it_learns_resumes_and_looks_at_the_loss_in_the_end(
 
     epochs, state = fit(on_gpu(0), folder=tmp_path)
     assert epochs[-1].train_loss < epochs[0].train_loss
-    rest, _ = fit(on_gpu(1), State.read(tmp_path))
+    rest, _ = fit(on_gpu(1), State.read(Storage(str(tmp_path)), "."))
     assert [e.epoch for e in rest] == list(range(2, 12))
     assert rest[0].val_loss == pytest.approx(epochs[2].val_loss, rel=0.1)
     parts = [(t.pixels, t.targets) for t in (images(5), images(3))]

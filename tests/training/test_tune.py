@@ -16,6 +16,7 @@ import pytest
 
 from raybench.data import Phantom
 from raybench.explain import Saliency
+from raybench.storage import Storage
 from raybench.studies.goal import LocalisationJudge
 from raybench.training import tune as room
 from raybench.training.budget import Budget
@@ -79,8 +80,8 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reports:
 
 
 def run(one: Recipe, reports: Reports, judge: Any = None) -> None:
-    spent = reports.folder.with_name("tune_spent.json")
-    room._trial(DRAWN, job_of(one, judge), reports.folder, spent)
+    files = Storage(str(reports.folder.parent))
+    room._trial(DRAWN, job_of(one, judge), files, reports.folder.name)
 
 
 def test_a_trial_killed_before_it_was_judged_is_judged_and_not_trained_again(
@@ -104,7 +105,7 @@ def test_a_trial_killed_before_it_was_judged_is_judged_and_not_trained_again(
     run(one, reports, judge)
     assert [f["n_epochs"] for f in reports.told] == [3, 3]
     assert reports.told[-1][SECOND] == 0.25
-    kept = newest(reports.folder / "t0000", one)
+    kept = newest(Storage(str(reports.folder)), "t0000", one)
     assert kept is not None
     assert asked == [(kept.best, "cpu")] * 2
 
@@ -125,17 +126,17 @@ def test_a_trial_that_diverges_reports_why_instead_of_raising(reports: Reports) 
 def test_what_the_budget_came_before_is_not_begun_and_what_was_begun_is_kept(
     reports: Reports,
 ) -> None:
-    one, spent = recipe(1e-3, 4), reports.folder.with_name("tune_spent.json")
-    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
+    one, spent = recipe(1e-3, 4), (Storage(str(reports.folder.parent)), "tune_spent.json")
+    Budget(1e-9, None, 0.0, *spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
     run(one, reports)
     assert [f["n_epochs"] for f in reports.told] == [0]
     assert "epoch" not in reports.told[0]
-    spent.unlink()
+    spent[0].remove(spent[1])
     reports.told.clear()
     reports.kill_at = 2
     with pytest.raises(Killed):
         run(one, reports)
-    Budget(1e-9, None, 0.0, spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
+    Budget(1e-9, None, 0.0, *spent, iter([0.0, 9.0]).__next__, begun=True).tick(0)
     reports.kill_at = 3  # Tune stops it at the first thing it says
     with pytest.raises(Killed):
         run(one, reports)
@@ -147,7 +148,7 @@ def test_a_used_up_budget_stops_a_trial_at_its_epoch_but_not_before_it_is_judged
 ) -> None:
     stopper = SpentStopper()
     ticks = iter([0.0, 1800.0, 5400.0])
-    budget = Budget(1.0, None, 0.0, tmp_path / "spent.json", lambda: next(ticks))
+    budget = Budget(1.0, None, 0.0, Storage(str(tmp_path)), "spent.json", lambda: next(ticks))
     with listening(Listener(), budget):
         budget.tick(1)
         assert not stopper("t", {N_LEFT: 2, "n_epochs": 1})
@@ -186,8 +187,9 @@ def test_over_ray_a_trial_diverges_once_and_the_others_are_trained_and_judged(
     images = tuple((r, None) for r in PHANTOM.records() if r.split == "Val" and r.infection_mask)
     judge = LocalisationJudge(PHANTOM, images[:2], Saliency(threshold=0.05), "iou")
     job, heard = job_of(recipe(LRS, 2), judge), Listener()
+    files = Storage(str(tmp_path))
     settings = Search(trials_per_backbone=5, max_concurrent=1, n_startup=5)
-    found = room.search(job, settings, 0.0, tmp_path / "tune", heard, resume=False)
+    found = room.search(job, settings, 0.0, files, "tune", heard, resume=False)
     rates = [r.recipe.phases[0].lr for r in found]
     assert rates[0] == 1e-3
     assert set(rates) == {1e-3, 1e30}
@@ -201,22 +203,23 @@ def test_over_ray_a_trial_diverges_once_and_the_others_are_trained_and_judged(
         else:
             assert (result.status, result.n_epochs, result.error) == ("finished", 2, None)
             assert result.checkpoint is not None
-            data = result.checkpoint.read_bytes()
+            data = files.read(result.checkpoint)
             assert result.localisation == judge(data, result.recipe, "cpu")
     assert heard.started == [r.trial_id for r in found], "none was begun twice"
-    again = room.search(job, settings, 0.0, tmp_path / "tune", Listener(), resume=True)
+    again = room.search(job, settings, 0.0, files, "tune", Listener(), resume=True)
     assert again == found
 
 
 def test_over_ray_a_budget_used_up_before_the_first_epoch_still_leaves_one(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    spent = tmp_path / room.spent_name("tune")
-    ticks = iter([0.0, 3600.0])
-    Budget(1e-6, None, 0.0, spent, ticks.__next__).tick(0)  # the driver was killed here
+    files, ticks = Storage(str(tmp_path)), iter([0.0, 3600.0])
+    Budget(1e-6, None, 0.0, files, room.spent_name("tune"), ticks.__next__).tick(
+        0
+    )  # the driver was killed here
     settings = Search(trials_per_backbone=4, max_concurrent=1, hours=1e-6)
     job, heard = job_of(recipe(1e-3, 3)), Listener()
-    found = room.search(job, settings, 0.0, tmp_path / "tune", heard, resume=True)
+    found = room.search(job, settings, 0.0, files, "tune", heard, resume=True)
     assert [(r.status, r.n_epochs) for r in found if r.checkpoint is not None] == [("stopped", 1)]
     assert len(found) < 4, "nothing is proposed once there is an epoch"
     assert heard.epochs == [("t0000", 0)]
