@@ -6,8 +6,10 @@ flushed to the disk and renamed; object stores show an object only once it is co
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -170,7 +172,7 @@ class Storage:
                 return
             _write_local(Path(path), data)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error})") from error
+            raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file where there is none; of several who try, one succeeds.
@@ -192,7 +194,7 @@ class Storage:
         except FileExistsError:
             return False
         except Exception as error:
-            raise StorageError(f"{path}: cannot be created ({error})") from error
+            raise StorageError(f"{path}: cannot be created ({_why(error, path)})") from error
         return True
 
     def arrow(self, name: str = "") -> tuple[Any, str]:
@@ -218,7 +220,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error})") from error
+            raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
@@ -242,6 +244,20 @@ class Storage:
             return
         for found in every:
             yield str(found).split("://")[-1][prefix:].lstrip("/")
+
+
+def _why(error: Exception, path: str | Path) -> str:
+    """What an error says; of a full disk, how full it is and what to do."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    left = shutil.disk_usage(folder).free / 2**20
+    return (
+        f"{error.strerror}: {left:.1f} MiB are free; make room and pass --resume, all that is "
+        "finished is kept"
+    )
 
 
 def _expanded(root: str) -> Path:

@@ -120,8 +120,8 @@ def _make(
             writer.add(outcome)
             progress.image(outcome.key)
     finally:
+        progress.close()  # first: what goes wrong with the flush has a line of its own then
         writer.flush()
-        progress.close()
     return writer.errors
 
 
