@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
@@ -18,6 +16,7 @@ from raybench.executor import room_for
 from raybench.studies.cards import checkpoint_name, write_card
 from raybench.studies.context import Context, has_finished, progress_bar
 from raybench.studies.goal import LocalisationJudge
+from raybench.studies.judged import judged
 from raybench.tracking.run_folder import RunFolder
 from raybench.training.cache import ImageCache
 from raybench.training.recipe import Recipe
@@ -25,13 +24,16 @@ from raybench.training.settings import Search
 from raybench.training.space import hyperparameters
 from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
-from raybench.training.trial import SECOND, Judge, TrialJob
+from raybench.training.trial import SECOND, TrialJob
 from raybench.training.tune import TrialResult, search, spent_name
 
 log = logging.getLogger(__name__)
 
 _TUNE = "tune"
 """Where Ray Tune keeps its state, in the run folder, while trials run."""
+
+_JUDGED = f"{_TUNE}_judged.json"
+"""What was said of trials that the budget stopped, until all of them are written down."""
 
 
 def trial_of(task: str, trial_id: str) -> str:
@@ -173,7 +175,7 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
             listener.close()
         if all(result.checkpoint is None for result in results):
             raise RaybenchError(_nothing_trained(config.search, results))
-        _keep(context, [_judged(context, job.judge, result) for result in results])
+        _keep(context, list(judged(context, job.judge, results, _JUDGED)))
     _tidy(context)
     return run.read("trials")
 
@@ -237,33 +239,13 @@ def gpus_of_trials(config: SweepConfig) -> float:
     return gpus
 
 
-def _names() -> tuple[str, str]:
-    return _TUNE, spent_name(_TUNE)
+def _names() -> tuple[str, ...]:
+    return _TUNE, spent_name(_TUNE), _JUDGED
 
 
 def _tidy(context: Context) -> None:
     for name in _names():
         context.run.storage.remove(name)
-
-
-def _judged(context: Context, judge: Judge | None, result: TrialResult) -> TrialResult:
-    """A trial that the budget stopped is judged after all, here, so that it counts for the choice.
-
-    One that failed is not: it is known by its accuracy alone.
-    """
-    if judge is None or result.status == "failed" or result.checkpoint is None:
-        return result
-    if result.localisation is not None:
-        return result
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        said = judge(context.run.storage.read(result.checkpoint), result.recipe, device)
-    except RaybenchError as error:
-        context.run.events.append(
-            "warning", message=f"trial {result.trial_id} could not be judged: {error}"
-        )
-        return result
-    return replace(result, localisation=said)
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:
