@@ -11,7 +11,7 @@ from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
-from raybench.studies import lungs_stage, supervised_stage
+from raybench.studies import caching, lungs_stage, supervised_stage
 from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -167,7 +167,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""
         yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
-    yield from _cache_lines(plan)
+    yield from caching.plan_lines(config, plan.records)
     yield from lungs_stage.plan_lines(config, plan.records)
     yield from supervised_stage.plan_lines(config, plan.records)
     yield from _explain_lines(plan)
@@ -182,19 +182,6 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     tables = "".join(f" trials_{name}.csv," for name in unets)
     yield f"  checkpoints/ ({n_files} files and cards),"
     yield f"  parts/ (predictions and attribution maps),{tables} {tracked}"
-
-
-def _cache_lines(plan: Plan) -> Iterator[str]:
-    config = plan.config
-    if config.training.cache_gb == 0:
-        return
-    n = sum(sum(plan.images[split].values()) for split in ("Train", "Val"))
-    sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
-    each = " or ".join(f"{n * pixels / 1e6:,.1f} MB" for pixels in sizes)
-    yield (
-        f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
-        f"{config.training.cache_gb:g} GB in all"
-    )
 
 
 def _training_lines(config: SweepConfig, n_trials: int, n_val: int) -> Iterator[str]:

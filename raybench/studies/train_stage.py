@@ -13,6 +13,7 @@ import pandas as pd
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
+from raybench.studies.caching import is_cached
 from raybench.studies.cards import checkpoint_name, write_card
 from raybench.studies.context import Context, has_finished, progress_bar
 from raybench.studies.goal import LocalisationJudge
@@ -26,6 +27,7 @@ from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
 from raybench.training.trial import SECOND, TrialJob
 from raybench.training.tune import TrialResult, search, spent_name
+from raybench.types import XrayRecord
 
 log = logging.getLogger(__name__)
 
@@ -151,16 +153,17 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     for name in _names():
         run.claim(name)
     goal = config.search.localisation
+    learned, val = context.of("Train"), context.of("Val")
     job = TrialJob(
         dataset=context.dataset,
-        train=context.of("Train"),
-        val=context.of("Val"),
+        train=learned,
+        val=val,
         recipes=config.recipes,
         task=Classify(context.dataset.classes),
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
         arithmetic=Arithmetic(config.training.precision, config.training.compile),
-        cache=image_cache(config),
+        cache=image_cache(config, (*learned, *val)),
         data_digest=context.data_digest,
         judge=None if goal is None else LocalisationJudge.of(context, goal),
     )
@@ -194,15 +197,15 @@ def _nothing_trained(search: Search, results: Sequence[TrialResult]) -> str:
     return said
 
 
-def image_cache(config: SweepConfig) -> ImageCache | None:
+def image_cache(config: SweepConfig, records: Sequence[XrayRecord]) -> ImageCache | None:
     """Where decoded images are kept; None: nowhere.
 
-    Not where lung masks are predicted: what a cached image was masked with has no name then.
+    Args:
+        records: what is trained on.
     """
-    if config.lungs is not None:
+    if not is_cached(config, records):
         return None
-    limit = int(config.training.cache_gb * 1e9)
-    return ImageCache(Path(config.image_cache), limit) if limit else None
+    return ImageCache(Path(config.image_cache), int(config.training.cache_gb * 1e9))
 
 
 def check_gpu_hours(config: SweepConfig, run: RunFolder, resume: bool) -> None:

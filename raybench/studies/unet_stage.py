@@ -94,7 +94,7 @@ def _search(context: Context, job: UnetJob, folder: str, resume: bool) -> list[T
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
         arithmetic=Arithmetic(config.training.precision, config.training.compile),
-        cache=image_cache(config),
+        cache=image_cache(config, (*job.train, *job.val)),
         data_digest=context.data_digest,
     )
     gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
