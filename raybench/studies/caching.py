@@ -39,8 +39,8 @@ def plan_lines(config: SweepConfig, records: Sequence[XrayRecord]) -> Iterator[s
     lacking = n_without_lungs(config, learned)
     if lacking:
         yield (
-            f"  decoded by each trial anew: lung masks of {counted(lacking, 'image')} of Train and Val are "
-            "predicted (lungs)"
+            f"  decoded by each trial anew: lung masks of {counted(lacking, 'image')} of Train "
+            "and Val are predicted (lungs)"
         )
         return
     sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
