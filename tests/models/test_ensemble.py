@@ -139,7 +139,10 @@ def test_equal_members_give_equal_bytes(members: dict[str, bytes], seed: int) ->
             r"t0002 \(test_resnet\), True of odd",
         ),
         ({"preprocess": {"lung_masking": True}}, "preprocess.clahe is False of .*, None of odd"),
-        ({"classes": ("COVID-19", "Normal", "Non-COVID")}, r"classes is \[.*t0002 \(test_resnet\), \[.* of odd"),
+        (
+            {"classes": ("COVID-19", "Normal", "Non-COVID")},
+            r"classes is \[.*t0002 \(test_resnet\), \[.* of odd",
+        ),
     ],
     ids=["preprocess", "lacking", "classes"],
 )
