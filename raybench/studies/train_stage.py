@@ -15,7 +15,7 @@ from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
 from raybench.studies.caching import is_cached
 from raybench.studies.cards import checkpoint_name, write_card
-from raybench.studies.context import Context, has_finished, progress_bar
+from raybench.studies.context import Context, has_finished, progress_bar, warn_once
 from raybench.studies.goal import LocalisationJudge
 from raybench.studies.judged import judged
 from raybench.tracking.run_folder import RunFolder
@@ -127,10 +127,7 @@ class Listener:
 
     def budget_spent(self, said: str) -> None:
         message = f"{said}: no further trial begins, those under way end with their epoch"
-        log.warning("%s", message)
-        known = (e["message"] for e in self._events.read() if e["kind"] == "warning")
-        if message not in known:
-            self._events.append("warning", message=message)
+        warn_once(self._events, message)
         self._bar.set_description_str("training (budget used up)")
 
     def close(self) -> None:
