@@ -208,7 +208,7 @@ def test_the_plan_tells_budget_and_judge() -> None:
     config = config_of(trials_per_backbone=4, hours=1.5, gpu_hours=8, localisation={"n_images": 3})
     text = "\n".join(plan_lines(make_plan(config, config.data.records())))
     assert "Training: at most 4 trials, 4 a backbone\n  for 1.5 hours or 8 GPU hours: " in text
-    assert "each judged at its end: iou of grad_cam on 3 Val images (1 forward passes each)" in text
+    assert "each judged at its end: iou of grad_cam on 3 Val images (1 forward pass each)" in text
 
 
 def test_a_trial_that_the_budget_stopped_is_judged_after_all(
