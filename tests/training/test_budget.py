@@ -69,7 +69,7 @@ def test_nothing_is_over_before_a_trial_has_an_epoch(tmp_path: Path) -> None:
     assert (killed.is_over, was_over(*where)) == (False, False)
     killed.begin()
     assert (killed.is_over, was_over(*where)) == (True, True), "trials not begun read it at once"
-    assert killed.tick(1) == "the budget of 1 hours (search.hours) is used up"
+    assert killed.tick(1) == "the budget of 1 hour (search.hours) is used up"
     assert killed.tick(1) is None, "it is said once"
     resumed = Budget(1.0, None, 0.0, *where, clock, begun=True)
     assert (resumed.is_over, resumed.tick(1)) == (True, None)
