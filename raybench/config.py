@@ -23,11 +23,11 @@ from raybench.config_overrides import override
 from raybench.config_search import search_problems
 from raybench.config_yaml import read_sweep_file
 from raybench.data import CheXlocalize, DatasetSettings, Folder
-from raybench.data.preprocess import Preprocess
+from raybench.data.preprocess import Preprocess, in_effect
 from raybench.errors import ConfigError
 from raybench.executor import Execution
 from raybench.explain.spaces import ExplainerSearch
-from raybench.settings import Settings, settled, values_of
+from raybench.settings import Choice, Range, Settings, settled, values_of
 from raybench.storage import Storage
 from raybench.training.recipe import PreprocessDomains, Recipe
 from raybench.training.segment import LungSegmentation, Segmentation
@@ -133,7 +133,7 @@ class SweepConfig(Settings):
         if self.ensemble is not None and self.varies_preprocess:
             raise ValueError(
                 "ensemble: its members see one image, so all must preprocess it in one way; here "
-                "preprocessing is searched, or differs between backbones"
+                f"{'; '.join(self._ways_of_seeing())}: give all backbones one value"
             )
         return self
 
@@ -171,8 +171,19 @@ class SweepConfig(Settings):
     @property
     def varies_preprocess(self) -> bool:
         """Whether trials' images may go through other things than `base_preprocess`."""
-        base = self.base_preprocess.model_dump()
-        return any((r.preprocess or self.preprocess).model_dump() != base for r in self.backbones)
+        return bool(self._ways_of_seeing())
+
+    def _ways_of_seeing(self) -> list[str]:
+        """Where backbones depart from `base_preprocess`; what is idle does not count."""
+        base = in_effect(dict(self.base_preprocess))
+        found: dict[str, list[str]] = {}
+        for recipe in self.backbones:
+            own = in_effect(dict(recipe.preprocess or self.preprocess))
+            for name in (name for name in base if name in own and own[name] != base[name]):
+                searched = isinstance(own[name], Range | Choice)
+                is_what = "searched" if searched else f"{own[name]} and not {base[name]}"
+                found.setdefault(f"preprocess.{name} is {is_what}", []).append(recipe.name)
+        return [f"{what} for {', '.join(names)}" for what, names in found.items()]
 
     @property
     def masks_lungs(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +61,19 @@ def test_gpus_that_do_not_come_are_an_error_and_are_let_go_of(
     assert "execution.cluster_gpus" in str(caught.value)
     assert autoscaler["asked"][-1] == []
     assert autoscaler["left"] == 1
+
+
+def test_an_empty_address_is_none(
+    autoscaler: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(ray, "init", lambda **settings: asked.append(settings["address"]))
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert cluster.start_ray(Execution()).startswith("Ray started on this machine")
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert cluster.start_ray(Execution()).startswith("joined a Ray cluster")
+    assert asked == ["local", "auto"]

@@ -53,6 +53,8 @@ def start_ray(settings: Execution) -> str:
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.pop("RAY_ADDRESS", None)  # set to nothing: as if it were not set
     address = os.environ.get("RAY_ADDRESS")
     # "auto" would also find the private Ray of another sweep on this machine; only `ray start`
     # leaves this note behind.

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from raybench.errors import DataError
-from raybench.settings import Settings
+from raybench.settings import Settings, values_of
 from raybench.types import ChestXray, Gray, Mask
 
 
@@ -80,6 +80,20 @@ class Preprocess(Settings):
         inside = np.zeros_like(black)
         inside[rows : height - rows, columns : width - columns] = True
         return black | ~inside
+
+
+def in_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of preprocessing's settings those that change an image: no clip limit without CLAHE.
+
+    Args:
+        settings: by name, plain values or searched ones; not all need be there.
+    """
+
+    def matters(name: str) -> bool:
+        other, wanted = Preprocess.search_if.get(name, ("", ()))
+        return other not in settings or any(v in wanted for v in values_of(settings[other]))
+
+    return {name: value for name, value in settings.items() if matters(name)}
 
 
 def resize_gray(image: Gray, size: tuple[int, int]) -> Gray:

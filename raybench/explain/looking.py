@@ -17,10 +17,15 @@ from raybench.explain.given import untouched
 from raybench.models.backbones import module_at
 from raybench.models.classifier import Classifier
 from raybench.models.features import feature_maps, read_instead
+from raybench.models.nameable import nameable
 from raybench.types import Unit, Values
 
 # Of the largest sum of absolute values. What a normalisation adds for stability leaves a little.
 _NOTHING = 1e-3
+
+
+class _NoMaps(ExplainError):
+    """A layer gives nothing, or not one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,17 @@ def look(
     images = [resize_gray(unit.payload["image"], model.input_size) for unit in units]
     wanted = [unit.payload["target"] for unit in units]
     inputs = model.prepare(np.stack(images))
-    logits, targets, activations, slopes = _pass(name, found, gradient, inputs, wanted, model.net)
+    try:
+        logits, targets, activations, slopes = _pass(
+            name, found, gradient, inputs, wanted, model.net
+        )
+    except _NoMaps as error:
+        with untouched(model.net):
+            other = nameable(model.net, inputs)
+        here = "" if other is None else f" (here `layer: {other}` does)"
+        raise ExplainError(
+            f"{error}{here}; net.named_modules() of the classifier lists them all"
+        ) from error
     if len(activations) != len(units):
         raise ExplainError(
             f"{name}: {found!r} gives {len(activations)} feature maps for {len(units)} images, one "
@@ -109,7 +124,7 @@ def _pass(
             handle.remove()
     if not activations or (gradient and not gradients):
         what = "no gradient reaches" if gradient else "no activation comes from"
-        raise ExplainError(f"{name}: {what} {path!r}; name a layer that the classes depend on")
+        raise _NoMaps(f"{name}: {what} {path!r}; name a layer that the classes depend on")
     if len(activations) > 1:
         raise ExplainError(
             f"{name}: {path!r} is used {len(activations)} times in a pass; name a layer that is "
@@ -128,7 +143,7 @@ def _begin(name: str, path: str, gradient: bool) -> Callable[..., torch.Tensor |
 
     def begin(module: nn.Module, args: Any, output: Any) -> torch.Tensor | None:
         if not isinstance(output, torch.Tensor):
-            raise ExplainError(
+            raise _NoMaps(
                 f"{name}: expected feature maps from {path!r}, found a {type(output).__name__}; "
                 "name a layer inside that gives a single tensor"
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,31 +195,33 @@ class Space:
 
         Over every combination of kinds, and from each one setting after the other.
         """
-        return max(
-            Space(variant, self.domains)._dearest()
-            for variant in [self.explainer, *self.variants()]
-        )
+        every = {v.model_dump_json(): v for v in self.variants()}  # its own kinds come up twice
+        return max(Space(variant, self.domains)._dearest() for variant in every.values())
 
     def _dearest(self) -> int:
-        """The same for this explainer's own kinds."""
+        """The same for this explainer's own kinds.
+
+        Kinds are not drawn here, so that each setting's place is looked up once and not, as in
+        `draw`, once a candidate.
+        """
+        found = ((path, locate(self.explainer, path)) for path in self.domains if path != RULE)
+        places = {path: place for path, place in found if place is not None and not place.kinds}
+        depends, own = conditions(self.explainer), self.explainer.model_dump()
         chosen: dict[str, Any] = {}
         most = self.explainer.n_forward_planned()
-        for path, domain in self.domains.items():
-            place = locate(self.explainer, path)
-            if place is not None and place.kinds:
-                continue
+        for path in places:
+            domain = self.domains[path]
             ends = domain.choices if isinstance(domain, Choice) else (domain.low, domain.high)
             for value in ends:
-                tried = chosen | {path: value}
+                tried, raw = chosen | {path: value}, deepcopy(own)
+                for name, wanted in tried.items():
+                    if holds(depends.get(name), self.explainer, raw, self.own_rule):
+                        places[name].put(raw, plain(wanted, places[name].whole))
                 try:
-                    found = self.draw(
-                        lambda p, _, whole, tried=tried: plain(  # type: ignore[misc]
-                            tried.get(p, self._own_value(p)), whole
-                        )
-                    )
+                    explainer = type(self.explainer).model_validate(raw)
                 except ValidationError:  # it does not go with the others
                     continue
-                if (passes := found.explainer.n_forward_planned()) > most:
+                if (passes := explainer.n_forward_planned()) > most:
                     most, chosen = passes, tried
         return most
 

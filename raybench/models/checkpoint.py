@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from raybench.data.preprocess import in_effect
 from raybench.errors import ModelError
 from raybench.models.backbones import backbone
 from raybench.models.build import brief, build
@@ -207,7 +208,7 @@ def _common(cards: dict[str, Card]) -> Card:
     nested = [trial for trial, card in cards.items() if card.members]
     if nested:
         raise ModelError(f"an ensemble: expected single classifiers, {nested[0]} is an ensemble")
-    differing = _differing({trial: _image_facts(card) for trial, card in cards.items()})
+    differing = _differing({f"{t} ({c.backbone})": _image_facts(c) for t, c in cards.items()})
     if differing:
         raise ModelError(
             "an ensemble: its members see one image and name one list of classes, but these "
@@ -221,7 +222,7 @@ def _common(cards: dict[str, Card]) -> Card:
 
 def _image_facts(card: Card) -> dict[str, Any]:
     return {"classes": list(card.classes)} | {
-        f"preprocess.{key}": value for key, value in card.preprocess.items()
+        f"preprocess.{key}": value for key, value in in_effect(card.preprocess).items()
     }
 
 

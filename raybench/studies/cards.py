@@ -1,9 +1,10 @@
 """What stands beside each checkpoint: a card in JSON, for people and for other tools.
 
 `t0003.json` says all that is needed to use `t0003.safetensors` without raybench, and where it
-comes from: backbone and timm's name of it, classes in the order of the outputs, input size,
-normalisation, preprocessing, recipe, digests of settings and data, versions and scores. It names
-no folder of the machine and nothing of any patient.
+comes from: backbone (of a U-Net the encoder) and timm's name of it, classes in the order of the
+outputs (of a U-Net what it marks), input size, normalisation, preprocessing, recipe, digests of
+settings and data, versions and scores. It names no folder of the machine and nothing of any
+patient.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ def card_name(trial_id: str) -> str:
     return f"checkpoints/{trial_id}.json"
 
 
-def write_card(context: Context, trial_id: str, data: bytes, recipe: Recipe | None) -> None:
+def write_card(
+    context: Context, trial_id: str, data: bytes, recipe: Recipe | None, name: str | None = None
+) -> None:
     """Write the card of a checkpoint; scores join it when they are there (`add_scores`).
 
     Args:
         data: the checkpoint.
         recipe: how it was trained; None for an ensemble, whose members have cards of their own.
+        name: what the checkpoint's file is called, where it is not the trial.
     """
     card = card_of(data, trial_id)
     told: dict[str, Any] = {"trial_id": trial_id, "kind": card.kind, **_facts(card)}
@@ -59,12 +63,14 @@ def write_card(context: Context, trial_id: str, data: bytes, recipe: Recipe | No
         },
         "scores": {"kept_epoch": card.scores} if card.scores else {},
     }
-    _write(context, trial_id, told)
+    _write(context, name or trial_id, told)
 
 
 def _facts(card: Card) -> dict[str, Any]:
     """What using it takes."""
     told: dict[str, Any] = {"backbone": card.backbone}
+    if card.kind == "segmenter":
+        told["network"] = "segmentation_models_pytorch.Unet"
     if not card.members:
         facts = backbone(card.backbone)
         told |= {"timm_name": facts.timm_name, "mean": facts.mean, "std": facts.std}

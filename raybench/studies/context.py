@@ -21,6 +21,7 @@ from raybench.explain import Explainer
 from raybench.explain.spaces import Rule
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.scoring.thresholds import RULES, ThresholdRule
+from raybench.tracking.events import EventLog
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
 from raybench.tracking.status import clock
@@ -130,14 +131,18 @@ class Context:
 
     def warn_once(self, text: str) -> None:
         """A `warning` event, and a line of the log, unless the sweep has it already."""
-        said = (e["message"] for e in self.run.events.read() if e["kind"] == "warning")
-        if text not in said:
-            log.warning("%s", text)
-            self.run.events.append("warning", message=text)
+        warn_once(self.run.events, text)
 
     def has_finished(self, stage: str) -> bool:
         """Whether a stage came to its end, now or before an interruption."""
         return has_finished(self.run, stage)
+
+
+def warn_once(events: EventLog, text: str) -> None:
+    """See `Context.warn_once`."""
+    if not any(e["kind"] == "warning" and e["message"] == text for e in events.read()):
+        log.warning("%s", text)
+        events.append("warning", message=text)
 
 
 def has_finished(run: RunFolder, stage: str) -> bool:

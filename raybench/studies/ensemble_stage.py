@@ -49,10 +49,7 @@ def with_ensemble(
     try:
         card = _make(context, choose_members(settings, own, best))
     except ModelError as error:
-        message = f"there is no ensemble in this sweep: {error}"
-        if message not in _warnings(context):
-            context.run.events.append("warning", message=message)
-            log.warning("%s", message)
+        context.warn_once(f"there is no ensemble in this sweep: {error}")
         return trials
     return _joined(trials, card)
 
@@ -107,10 +104,6 @@ def _joined(trials: pd.DataFrame, card: Card) -> pd.DataFrame:
     return pd.concat(
         [trials.astype(dict.fromkeys(whole, "Int64")), pd.DataFrame([row])], ignore_index=True
     )
-
-
-def _warnings(context: Context) -> list[str]:
-    return [str(e["message"]) for e in context.run.events.read() if e["kind"] == "warning"]
 
 
 def shown(judged: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from raybench.studies.context import Context, progress_bar
 from raybench.studies.unet_stage import Unet, UnetJob, train_unet
 from raybench.training.segment import Segment
 from raybench.types import Split, XrayRecord
+from raybench.wording import counted
 
 LUNGS = "lungs"
 """The task's name, and that of its folder in the run folder."""
@@ -95,8 +96,9 @@ def plan_lines(config: SweepConfig, records: Sequence[XrayRecord]) -> Iterator[s
         return
     n_train = len(_with_masks(records, "Train"))
     yield (
-        f"Lungs: a U-Net on {recipe.name}, {settings.n_trials} trials of {recipe.n_epochs} epochs "
-        f"on {n_train:,} lung masks of Train, predicts those of {n:,} images"
+        f"Lungs: a U-Net on {recipe.name}, {counted(settings.n_trials, 'trial')} of "
+        f"{counted(recipe.n_epochs, 'epoch')} on {n_train:,} lung masks of Train, predicts "
+        f"those of {counted(n, 'image')}"
     )
 
 

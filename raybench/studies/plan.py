@@ -11,10 +11,11 @@ from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
-from raybench.studies import lungs_stage, supervised_stage
+from raybench.studies import caching, lungs_stage, supervised_stage
 from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
+from raybench.wording import counted
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
         searched = [path for path, _ in searched_settings(recipe)]
         looked = f"; searched: {', '.join(searched)}" if searched else ""
-        yield f"  {recipe.name}: {recipe.n_epochs} epochs ({phases}){looked}"
-    yield from _cache_lines(plan)
+        yield f"  {recipe.name}: {counted(recipe.n_epochs, 'epoch')} ({phases}){looked}"
+    yield from caching.plan_lines(config, plan.records)
     yield from lungs_stage.plan_lines(config, plan.records)
     yield from supervised_stage.plan_lines(config, plan.records)
     yield from _explain_lines(plan)
@@ -184,36 +185,27 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"  parts/ (predictions and attribution maps),{tables} {tracked}"
 
 
-def _cache_lines(plan: Plan) -> Iterator[str]:
-    config = plan.config
-    if config.training.cache_gb == 0:
-        return
-    n = sum(sum(plan.images[split].values()) for split in ("Train", "Val"))
-    sizes = sorted({height * width for height, width in (r.size for r in config.recipes)})
-    each = " or ".join(f"{n * pixels / 1e6:,.1f} MB" for pixels in sizes)
-    yield (
-        f"  decoded once into {config.image_cache}: {each} for each preprocessing, at most "
-        f"{config.training.cache_gb:g} GB in all"
-    )
+def _passes(n: int) -> str:
+    return counted(n, "forward pass", "forward passes")
 
 
 def _training_lines(config: SweepConfig, n_trials: int, n_val: int) -> Iterator[str]:
     search = config.search
     limits = [
-        f"{limit:g} {words}"
-        for limit, words in ((search.hours, "hours"), (search.gpu_hours, "GPU hours"))
+        counted(limit, words)
+        for limit, words in ((search.hours, "hour"), (search.gpu_hours, "GPU hour"))
         if limit is not None
     ]
     most = "at most " if limits else ""
-    yield f"Training: {most}{n_trials} trials, {search.trials_per_backbone} a backbone"
+    yield f"Training: {most}{counted(n_trials, 'trial')}, {search.trials_per_backbone} a backbone"
     if limits:
         yield f"  for {' or '.join(limits)}: then no more begin, and each ends with its epoch"
     if search.localisation is not None:
         goal = search.localisation
         n = n_val if goal.n_images is None else min(goal.n_images, n_val)
         yield (
-            f"  each judged at its end: {goal.score} of {goal.explainer.title} on {n:,} Val images "
-            f"({goal.explainer.n_forward_planned():,} forward passes each)"
+            f"  each judged at its end: {goal.score} of {goal.explainer.title} on "
+            f"{counted(n, 'Val image')} ({_passes(goal.explainer.n_forward_planned())} each)"
         )
 
 
@@ -230,19 +222,19 @@ def _explain_lines(plan: Plan) -> Iterator[str]:
     for explainer in config.explain.explainers:
         each = explainer.n_forward_planned()
         if each == 0:
-            yield f"  {explainer.title}: no model, {n_test + n_val:,} images once"
+            yield f"  {explainer.title}: no model, {counted(n_test + n_val, 'image')} once"
             continue
         yield (
-            f"  {explainer.title}: Test {n_test:,} x {each:,} = {plan.passes(explainer, 'Test'):,} "
-            f"forward passes a model; Val, for its threshold, {n_val:,} x {each:,} = "
-            f"{plan.passes(explainer, 'Val'):,}"
+            f"  {explainer.title}: Test {n_test:,} x {each:,} = "
+            f"{_passes(plan.passes(explainer, 'Test'))} a model; Val, for its "
+            f"threshold, {n_val:,} x {each:,} = {plan.passes(explainer, 'Val'):,}"
         )
     which = "every trial" if config.explain.trials == "all" else "the best trial of each backbone"
-    yield f"  by every explainer: {which} ({plan.n_full} models)"
+    yield f"  by every explainer: {which} ({counted(plan.n_full, 'model')})"
     yield from _ensemble_lines(plan)
     if plan.n_trials > plan.n_full:
         yield f"  on Val by the cheap ones: the other {plan.n_trials - plan.n_full} trials"
-    yield f"  in all at most {plan.n_forward:,} forward passes in {plan.n_units:,} units of work"
+    yield f"  in all at most {_passes(plan.n_forward)} in {plan.n_units:,} units of work"
     if plan.n_forward_neighbours:
         yield (
             f"  and {plan.n_forward_neighbours:,} to find neighbours: Train and what is explained, "
@@ -274,7 +266,7 @@ def _search_lines(plan: Plan) -> Iterator[str]:
     search, n_best = plan.config.explainer_search, len(plan.config.backbones)
     if search is None:
         return
-    models = f"{n_best} models{' and the ensemble' if plan.n_members else ''}"
+    models = f"{counted(n_best, 'model')}{' and the ensemble' if plan.n_members else ''}"
     n_val, n_test = plan.explained["Val"], plan.explained["Test"]
     yield (
         f"Searching settings of the explainers: {search.n_trials:,} of each on {n_val:,} Val "
@@ -283,7 +275,7 @@ def _search_lines(plan: Plan) -> Iterator[str]:
     for space in plan.spaces:
         each = space.most_passes()
         looked = ", ".join(space.domains) or "nothing: it stays as it is"
-        cost = f"at most {each:,} forward passes an image" if each else "no forward passes"
+        cost = f"at most {_passes(each)} an image" if each else "no forward passes"
         yield f"  {space.explainer.title} ({cost}): {looked}"
     yield (
         f"  in all at most {plan.n_forward_search:,} more forward passes for {models}; "

@@ -70,10 +70,9 @@ def _table(studies: Sequence[Study], ended: Sequence[Tried]) -> pd.DataFrame:
 def _winner(context: Context, study: Study, tried: Tried) -> Tuned | None:
     """What a study found; a warning where it found nothing."""
     if tried.winner is None:
-        context.run.events.append(
-            "warning",
-            message=f"no settings of {study.title} ({study.trial_id}) were found, its own fail "
-            f"on every Val image: {tried.rows[0]['error']}",
+        context.warn_once(
+            f"no settings of {study.title} ({study.trial_id}) were found, its own fail on every "
+            f"Val image: {tried.rows[0]['error']}"
         )
         return None
     candidate = study.space.resolve(json.loads(tried.rows[tried.winner]["parameters"]))

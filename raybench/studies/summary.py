@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -18,14 +18,19 @@ from raybench.training.trial import SECOND
 PUBLISHED = "published"
 """What a row of the published study's figures is marked with."""
 
+_BOTH = "trial,\nbackbone"
+
+_LONG = (_BOTH, "explainer", "95% interval")
+"""Columns that go over several lines in a narrow console."""
+
 
 def show(run: RunFolder, console: Console) -> None:
     """Print the trials, the leaderboard and where everything lies."""
     trials, board = run.read_csv("trials.csv"), run.read_csv("leaderboard.csv")
     study = run.read_csv(NAME)
-    console.print(_trials(trials, study))
-    for table in _boards(board, study) if len(board) else ():
-        console.print(table)
+    _print(console, lambda narrow: [_trials(trials, study, narrow)])
+    if len(board):
+        _print(console, lambda narrow: list(_boards(board, study, narrow)))
     for line in (*_lungs(run), *_compared(run)):
         console.print(line, highlight=False)
     warnings = [e["message"] for e in run.events.read() if e["kind"] == "warning"]
@@ -51,6 +56,19 @@ def show(run: RunFolder, console: Console) -> None:
     ):
         if run.storage.exists(name.rstrip("/")) or (run.path / name).exists():
             console.print(f"  {name:<22} {meaning}", highlight=False, soft_wrap=True)
+
+
+def _print(console: Console, tables: Callable[[bool], list[Table]]) -> None:
+    """Print tables, narrow ones where a wide one would be cut: a terminal begins with 80 columns.
+
+    Args:
+        tables: makes them; told whether they are to be narrow.
+    """
+    anywhere = console.options.update(width=10_000)
+    wide = tables(False)
+    fit = all(console.measure(t, options=anywhere).minimum <= console.width for t in wide)
+    for table in wide if fit else tables(True):
+        console.print(table)
 
 
 def _lungs(run: RunFolder) -> Iterator[str]:
@@ -81,25 +99,36 @@ def _interval(low: object, high: object) -> str:
     return "-" if "-" in ends else " to ".join(ends)
 
 
-def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
+def _table(title: str, text: Sequence[str], numbers: Sequence[str], narrow: bool) -> Table:
+    """A table without rows; a narrow one breaks heads and what is long instead of cutting it."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    if narrow:
+        table.padding = (0, 1, 0, 0)
     for name in text:
-        table.add_column(name, no_wrap=True)
+        long = narrow and name in _LONG
+        table.add_column(name, no_wrap=not long, overflow="fold" if long else "ellipsis")
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        head = name.replace(" ", "\n") if narrow else name
+        table.add_column(head, justify="right", no_wrap=not narrow or name not in _LONG)
     return table
 
 
-def _trials(frame: pd.DataFrame, study: pd.DataFrame) -> Table:
+def _trials(frame: pd.DataFrame, study: pd.DataFrame, narrow: bool) -> Table:
     numbers: tuple[str, ...] = ("Val acc.", "Val AUC", "Test acc.", "95% interval", "Test AUC")
     if SECOND in frame:
         numbers = (*numbers, "Val loc.")
-    text = ("trial", "backbone", "status", "epochs")
-    table = _table("Trials (* best of its backbone, chosen on Val)", text, numbers)
+    text = (_BOTH,) if narrow else ("trial", "backbone")
+    table = _table(
+        "Trials (* best of its backbone, chosen on Val)",
+        (*text, "status", "epochs"),
+        numbers,
+        narrow,
+    )
     for row in frame.to_dict("records"):
         table.add_row(
-            f"{row['trial_id']}{' *' if row['best'] else ''}",
-            str(row["backbone"]),
+            *_named(
+                f"{row['trial_id']}{' *' if row['best'] else ''}", str(row["backbone"]), narrow
+            ),
             str(row["status"]),
             str(row["n_epochs"]),
             *(_number(row.get(key)) for key in ("val_accuracy", "val_macro_auc", "test_accuracy")),
@@ -111,19 +140,24 @@ def _trials(frame: pd.DataFrame, study: pd.DataFrame) -> Table:
         if told := _published(study, backbone, ""):
             figures = ("-", _number(told["accuracy"]), "-", _number(told["macro_auc"]))
             last = ["-"] if SECOND in frame else []
-            cells = (PUBLISHED, backbone, "-", "-", "-", *figures, *last)
-            table.add_row(*cells, style="italic")
+            cells = ("-", "-", "-", *figures, *last)
+            table.add_row(*_named(PUBLISHED, str(backbone), narrow), *cells, style="italic")
     return table
 
 
-def _boards(frame: pd.DataFrame, study: pd.DataFrame) -> Iterator[Table]:
+def _named(trial: str, backbone: str, narrow: bool) -> tuple[str, ...]:
+    """What names a row: two cells, or one of two lines."""
+    return (f"{trial}\n{backbone}",) if narrow else (trial, backbone)
+
+
+def _boards(frame: pd.DataFrame, study: pd.DataFrame, narrow: bool) -> Iterator[Table]:
     numbers = ("n", "IoU", "Dice", "Hausdorff", "severity err.", "passes")
     is_unet = frame.explainer == SUPERVISED
     unet = frame[is_unet]
     for backbone, own in frame[~is_unet].groupby("backbone", sort=True):
         part = pd.concat([own, unet, *_published_rows(study, str(backbone))])
         title = f"{backbone}: localisation on Test, means over images"
-        table = _table(title, ("explainer", "threshold"), numbers)
+        table = _table(title, ("explainer", "threshold"), numbers, narrow)
         for row in part.sort_values("iou", ascending=False).to_dict("records"):
             table.add_row(
                 str(row["explainer"]),

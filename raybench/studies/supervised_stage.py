@@ -22,6 +22,7 @@ from raybench.studies.unet_stage import Unet, UnetJob, train_unet
 from raybench.tracking.maps import NO_TRIAL, table_name, to_row
 from raybench.training.segment import SUPERVISED, Segment
 from raybench.types import AttributionMap, Dataset, Gray, Sign, Split, XrayRecord
+from raybench.wording import counted
 
 _BATCH = 16
 
@@ -116,8 +117,9 @@ def plan_lines(config: SweepConfig, records: Sequence[XrayRecord]) -> Iterator[s
         return
     n = len(learned_from(config.data, records, "Train"))
     yield (
-        f"Supervised reference: a U-Net on {recipe.name}, {settings.n_trials} trials of "
-        f"{recipe.n_epochs} epochs on {n:,} images of Train; one forward pass an explained image"
+        f"Supervised reference: a U-Net on {recipe.name}, {counted(settings.n_trials, 'trial')} of "
+        f"{counted(recipe.n_epochs, 'epoch')} on {n:,} images of Train; one forward pass an "
+        "explained image"
     )
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError, RaybenchError
 from raybench.executor import room_for
+from raybench.studies.caching import is_cached
 from raybench.studies.cards import checkpoint_name, write_card
-from raybench.studies.context import Context, has_finished, progress_bar
+from raybench.studies.context import Context, has_finished, progress_bar, warn_once
 from raybench.studies.goal import LocalisationJudge
+from raybench.studies.judged import judged
 from raybench.tracking.run_folder import RunFolder
 from raybench.training.cache import ImageCache
 from raybench.training.recipe import Recipe
@@ -25,13 +25,17 @@ from raybench.training.settings import Search
 from raybench.training.space import hyperparameters
 from raybench.training.step import Arithmetic
 from raybench.training.task import Classify
-from raybench.training.trial import SECOND, Judge, TrialJob
+from raybench.training.trial import SECOND, TrialJob
 from raybench.training.tune import TrialResult, search, spent_name
+from raybench.types import XrayRecord
 
 log = logging.getLogger(__name__)
 
 _TUNE = "tune"
 """Where Ray Tune keeps its state, in the run folder, while trials run."""
+
+_JUDGED = f"{_TUNE}_judged.json"
+"""What was said of trials that the budget stopped, until all of them are written down."""
 
 
 def trial_of(task: str, trial_id: str) -> str:
@@ -123,10 +127,7 @@ class Listener:
 
     def budget_spent(self, said: str) -> None:
         message = f"{said}: no further trial begins, those under way end with their epoch"
-        log.warning("%s", message)
-        known = (e["message"] for e in self._events.read() if e["kind"] == "warning")
-        if message not in known:
-            self._events.append("warning", message=message)
+        warn_once(self._events, message)
         self._bar.set_description_str("training (budget used up)")
 
     def close(self) -> None:
@@ -149,16 +150,17 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     for name in _names():
         run.claim(name)
     goal = config.search.localisation
+    learned, val = context.of("Train"), context.of("Val")
     job = TrialJob(
         dataset=context.dataset,
-        train=context.of("Train"),
-        val=context.of("Val"),
+        train=learned,
+        val=val,
         recipes=config.recipes,
         task=Classify(context.dataset.classes),
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
         arithmetic=Arithmetic(config.training.precision, config.training.compile),
-        cache=image_cache(config),
+        cache=image_cache(config, (*learned, *val)),
         data_digest=context.data_digest,
         judge=None if goal is None else LocalisationJudge.of(context, goal),
     )
@@ -173,7 +175,7 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
             listener.close()
         if all(result.checkpoint is None for result in results):
             raise RaybenchError(_nothing_trained(config.search, results))
-        _keep(context, [_judged(context, job.judge, result) for result in results])
+        _keep(context, list(judged(context, job.judge, results, _JUDGED)))
     _tidy(context)
     return run.read("trials")
 
@@ -192,15 +194,15 @@ def _nothing_trained(search: Search, results: Sequence[TrialResult]) -> str:
     return said
 
 
-def image_cache(config: SweepConfig) -> ImageCache | None:
+def image_cache(config: SweepConfig, records: Sequence[XrayRecord]) -> ImageCache | None:
     """Where decoded images are kept; None: nowhere.
 
-    Not where lung masks are predicted: what a cached image was masked with has no name then.
+    Args:
+        records: what is trained on.
     """
-    if config.lungs is not None:
+    if not is_cached(config, records):
         return None
-    limit = int(config.training.cache_gb * 1e9)
-    return ImageCache(Path(config.image_cache), limit) if limit else None
+    return ImageCache(Path(config.image_cache), int(config.training.cache_gb * 1e9))
 
 
 def check_gpu_hours(config: SweepConfig, run: RunFolder, resume: bool) -> None:
@@ -237,33 +239,13 @@ def gpus_of_trials(config: SweepConfig) -> float:
     return gpus
 
 
-def _names() -> tuple[str, str]:
-    return _TUNE, spent_name(_TUNE)
+def _names() -> tuple[str, ...]:
+    return _TUNE, spent_name(_TUNE), _JUDGED
 
 
 def _tidy(context: Context) -> None:
     for name in _names():
         context.run.storage.remove(name)
-
-
-def _judged(context: Context, judge: Judge | None, result: TrialResult) -> TrialResult:
-    """A trial that the budget stopped is judged after all, here, so that it counts for the choice.
-
-    One that failed is not: it is known by its accuracy alone.
-    """
-    if judge is None or result.status == "failed" or result.checkpoint is None:
-        return result
-    if result.localisation is not None:
-        return result
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        said = judge(context.run.storage.read(result.checkpoint), result.recipe, device)
-    except RaybenchError as error:
-        context.run.events.append(
-            "warning", message=f"trial {result.trial_id} could not be judged: {error}"
-        )
-        return result
-    return replace(result, localisation=said)
 
 
 def _keep(context: Context, results: list[TrialResult]) -> None:

@@ -13,6 +13,7 @@ from raybench.errors import RaybenchError
 from raybench.executor import room_for
 from raybench.models.checkpoint import read_parts
 from raybench.models.unet import KIND, Segmenter
+from raybench.studies.cards import checkpoint_name, write_card
 from raybench.studies.context import Context
 from raybench.studies.train_stage import Listener, image_cache, trial_of, unet_title
 from raybench.training.recipe import Recipe
@@ -41,7 +42,7 @@ class Unet:
         Raises:
             RaybenchError: its checkpoint cannot be read.
         """
-        name = _checkpoint(self.task)
+        name = checkpoint_name(self.task)
         return Segmenter(context.run.storage.read(name), device, context.run.storage.path(name))
 
 
@@ -94,7 +95,7 @@ def _search(context: Context, job: UnetJob, folder: str, resume: bool) -> list[T
         seed=config.seed,
         n_threads=config.training.cpus_per_trial,
         arithmetic=Arithmetic(config.training.precision, config.training.compile),
-        cache=image_cache(config),
+        cache=image_cache(config, (*job.train, *job.val)),
         data_digest=context.data_digest,
     )
     gpus, _ = room_for(config.training.cpus_per_trial, config.training.gpus_per_trial)
@@ -109,7 +110,7 @@ def _search(context: Context, job: UnetJob, folder: str, resume: bool) -> list[T
 
 
 def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
-    """Write the best checkpoint, then all rows at once."""
+    """Write the best checkpoint and its card, then all rows at once."""
     run, table = context.run, f"trials_{job.task}"
     if len(run.read(table)):
         return
@@ -121,7 +122,9 @@ def _keep(context: Context, job: UnetJob, results: list[TrialResult]) -> None:
     best = max(scored, key=lambda i: (rows[i]["val_dice"], -i))
     checkpoint = results[best].checkpoint
     assert checkpoint is not None
-    run.storage.write(_checkpoint(job.task), run.storage.read(checkpoint))
+    data = run.storage.read(checkpoint)
+    run.storage.write(checkpoint_name(job.task), data)
+    write_card(context, rows[best]["trial_id"], data, results[best].recipe, job.task)
     for index, row in enumerate(rows):
         row["best"] = index == best
         if row["error"]:
@@ -147,7 +150,3 @@ def _row(context: Context, job: UnetJob, result: TrialResult) -> dict[str, Any]:
         "val_loss": scores.get("val_loss"),
         **hyperparameters(result.recipe),
     }
-
-
-def _checkpoint(task: str) -> str:
-    return f"checkpoints/{task}.safetensors"

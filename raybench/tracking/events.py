@@ -5,9 +5,10 @@ In a bucket it is a folder `events/` of such lines (`tracking.segments`).
 Kinds that the studies write, with their fields beside `time` and `kind`:
 
 - `sweep_started`, `sweep_resumed`: version, config_digest, data_digest
+- `shortcut_check`: families (each with its balanced accuracy on Val, chance, p and is_shortcut)
 - `trial_started`: trial_id, backbone, hyperparameters (flat name to value)
 - `epoch`: trial_id, backbone, epoch (0-based, counted over all phases), phase, unfreeze, lr,
-  train_loss, train_accuracy, val_loss, val_accuracy, seconds
+  train_loss, train_accuracy, val_loss, val_accuracy, seconds; task (of a U-Net), micro_batch
 - `trial_finished`: trial_id, status (`finished`, `stopped`, `failed` or `ensemble`), error
 - `ensemble_made`: members (trial ids), not_explained_by (titles of explainers)
 - `stage_started`: stage; `stage_finished`: stage, seconds and counts
@@ -15,6 +16,8 @@ Kinds that the studies write, with their fields beside `time` and `kind`:
   few Val images under both), errors
 - `centre_prior`: source (`train`: the mean of its infection masks, or `gaussian`, where Train has
   none), n_masks
+- `lungs`: predicted (masks), val_dice (of the U-Net), empty (images without lungs found)
+- `compared`: sentences (of the comparison of explainers, for people)
 - `warning`: message
 - `sweep_finished`
 

@@ -123,6 +123,7 @@ class RunFolder(RunTables):
                 self._clear()
             self._config.write(*self._pending)
             self._pending = None
+        self._sweep_up()
         self.bring()
 
     def abandon(self) -> None:
@@ -245,6 +246,14 @@ class RunFolder(RunTables):
                 f"go on or --overwrite to start again"
             )
         return "resumed"
+
+    def _sweep_up(self) -> None:
+        """Remove the halves of files that a killed process was writing."""
+        if not self.storage.is_local:
+            return  # a bucket shows whole objects only
+        for name in self.storage.walk():
+            if _LEFTOVER.match(name.rpartition("/")[2]):
+                self.storage.remove(name)
 
     def _clear(self) -> None:
         """Remove what raybench wrote. Killed on the way, the folder says so when opened again."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from raybench.storage import Storage
+from raybench.wording import counted
 
 _BETWEEN_WRITES = 1.0
 """Seconds; what a kill can make forgotten."""
@@ -62,7 +63,7 @@ class Budget:
             return None
         for name, limit in self._limits.items():
             if limit is not None and self.spent[name] >= limit:
-                said = f"{limit:g} {'GPU hours' if name == 'gpu_hours' else 'hours'}"
+                said = counted(limit, "GPU hour" if name == "gpu_hours" else "hour")
                 return f"the budget of {said} (search.{name}) is used up"
         return None
 

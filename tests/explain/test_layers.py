@@ -21,6 +21,7 @@ from raybench.errors import ExplainError, ModelError
 from raybench.explain import GradCam, HiResCam, LayerCam
 from raybench.explain.base import Explainer
 from raybench.models.backbones import backbone
+from raybench.models.build import build
 from raybench.models.classifier import Classifier
 from raybench.models.features import cam_layer, feature_maps
 from raybench.types import Gray, Values
@@ -263,7 +264,7 @@ class Halves(nn.Module):
 @pytest.mark.parametrize(
     ("net", "layer", "said"),
     [
-        (Twofold, "two", "found a tuple; name a layer inside that gives a single tensor"),
+        (Twofold, "two", r"that gives a single tensor \(here `layer: conv` does\); net.named_mod"),
         (Pair, "windows", "gives 2 feature maps for 1 images"),
     ],
 )
@@ -275,3 +276,26 @@ def test_layers_that_are_no_feature_maps_are_refused(
     with pytest.raises(ExplainError, match=said):
         explainer.attribute(Classifier(made, SIZE), image, 1)
     assert not any(module._forward_hooks for module in made.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("pit_ti_224", "transformers.2.pool.conv"),
+        ("crossvit_tiny_240", "patch_embed.1.proj"),
+        ("tnt_s_patch16_224", "blocks.11.norm_out"),
+        ("coat_tiny", "patch_embed4"),
+    ],
+)
+def test_networks_without_a_layer_for_maps_are_told_one_that_works(
+    name: str, layer: str, image: Gray
+) -> None:
+    torch.manual_seed(0)
+    size = backbone(name).input_size
+    model = Classifier(build(name, 2).eval(), size, cam_layer=backbone(name).cam_layer)
+    with pytest.raises(ExplainError, match=f"here `layer: {layer}` does"):
+        GradCam().attribute(model, image, 1)
+    assert not any(module._forward_hooks for module in model.net.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.net.parameters())
+    found = GradCam(layer=layer).attribute(model, image, 1)
+    assert np.isfinite(found.values).all()

@@ -135,10 +135,14 @@ def test_equal_members_give_equal_bytes(members: dict[str, bytes], seed: int) ->
     [
         (
             {"preprocess": {"lung_masking": True, "clahe": True}},
-            "preprocess.clahe is False of t0001/t0004/t0002, True of odd",
+            r"preprocess.clahe is False of t0001 \(test_efficientnet\)/t0004 \(test_vit\)/"
+            r"t0002 \(test_resnet\), True of odd",
         ),
         ({"preprocess": {"lung_masking": True}}, "preprocess.clahe is False of .*, None of odd"),
-        ({"classes": ("COVID-19", "Normal", "Non-COVID")}, r"classes is \[.*t0002, \[.* of odd"),
+        (
+            {"classes": ("COVID-19", "Normal", "Non-COVID")},
+            r"classes is \[.*t0002 \(test_resnet\), \[.* of odd",
+        ),
     ],
     ids=["preprocess", "lacking", "classes"],
 )
@@ -148,6 +152,17 @@ def test_members_that_do_not_answer_alike_are_refused(
     odd = checkpoint("test_resnet", 64, 0, **changes)
     with pytest.raises(ModelError, match=said):
         join({**members, "odd": odd})
+
+
+def test_settings_that_change_no_image_keep_no_members_apart(members: dict[str, bytes]) -> None:
+    other = checkpoint("test_resnet", 64, 0, preprocess=ALIKE | {"clahe_clip": 3.0})
+    joined = join({"t0001": members["t0001"], "other": other})
+    assert list(card_of(joined).members) == ["t0001", "other"]
+    lifted = {"preprocess": {"lung_masking": True, "clahe": True}}
+    first = checkpoint("test_resnet", 64, 0, **lifted)
+    lifted["preprocess"] |= {"clahe_clip": 3.0}
+    with pytest.raises(ModelError, match=r"clahe_clip is None of first .*, 3\.0 of second"):
+        join({"first": first, "second": checkpoint("test_resnet", 64, 0, **lifted)})
 
 
 def test_one_member_or_an_ensemble_as_one_is_refused(members: dict[str, bytes]) -> None:

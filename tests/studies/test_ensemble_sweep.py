@@ -321,6 +321,30 @@ def test_what_can_never_have_two_members_is_told_at_once(
     assert any(re.search(said, line) for line in lines), lines
 
 
+def test_preprocessing_that_differs_is_told_with_the_backbone_and_idle_settings_are_not(
+    tmp_path: Path,
+) -> None:
+    idle = {"lung_masking": True, "clahe": False, "clahe_clip": {"low": 1.0, "high": 4.0}}
+    seen = {"lung_masking": False, "clahe": True}
+    phases = [{"epochs": 1, "lr": 1e-3}]
+
+    def backbones(preprocess: dict[str, Any]) -> list[dict[str, Any]]:
+        plain = [{"name": name, "weights": "none", "phases": phases} for name in NAMES[:2]]
+        return [plain[0], plain[1] | {"preprocess": preprocess}]
+
+    assert not config_of(tmp_path, "runs", preprocess=idle).varies_preprocess
+    assert not config_of(tmp_path, "runs", backbones=backbones(idle)).varies_preprocess
+    with pytest.raises(ValueError, match="ensemble: its members see one image") as error:
+        config_of(tmp_path, "runs", backbones=backbones(seen))
+    assert (
+        f"here preprocess.lung_masking is False and not True for {NAMES[1]}; preprocess.clahe is "
+        f"True and not False for {NAMES[1]}: give all"
+    ) in str(error.value)
+    searched = idle | {"clahe": {"choices": [False, True]}}
+    with pytest.raises(ValueError, match=f"preprocess.clahe is searched for {NAMES[0]}, "):
+        config_of(tmp_path, "runs", preprocess=searched)
+
+
 def test_the_plan_counts_it_and_says_who_cannot_explain_it(tmp_path: Path) -> None:
     plans = {
         name: make_plan(config, config.data.records())

@@ -30,6 +30,7 @@ from raybench.studies import summary, sweep_study, train_stage
 from raybench.studies.context import Context, explained_images
 from raybench.studies.goal import LocalisationJudge, within_one_error
 from raybench.studies.judge_stage import choose_best
+from raybench.studies.judged import judged as all_judged
 from raybench.studies.plan import make_plan, plan_lines
 from raybench.tracking.metrics import classification
 from raybench.tracking.run_folder import RunFolder
@@ -207,7 +208,7 @@ def test_the_plan_tells_budget_and_judge() -> None:
     config = config_of(trials_per_backbone=4, hours=1.5, gpu_hours=8, localisation={"n_images": 3})
     text = "\n".join(plan_lines(make_plan(config, config.data.records())))
     assert "Training: at most 4 trials, 4 a backbone\n  for 1.5 hours or 8 GPU hours: " in text
-    assert "each judged at its end: iou of grad_cam on 3 Val images (1 forward passes each)" in text
+    assert "each judged at its end: iou of grad_cam on 3 Val images (1 forward pass each)" in text
 
 
 def test_a_trial_that_the_budget_stopped_is_judged_after_all(
@@ -226,12 +227,41 @@ def test_a_trial_that_the_budget_stopped_is_judged_after_all(
     def judged(status: str, at: str | None, known: float | None = None) -> float | None:
         error = "it diverged" if status == "failed" else None
         result = TrialResult("t0000", recipe, status, 1, error, at, known)
-        return train_stage._judged(context, judge, result).localisation
+        (found,) = all_judged(context, judge, [result], "judged.json")
+        return found.localisation
 
     assert judged("stopped", name) == judge(checkpoint, recipe, "cpu")
     assert judged("finished", name, 0.5) == 0.5
     assert judged("failed", name) is None
     assert judged("stopped", None) is None
+
+
+def test_a_driver_killed_while_it_judges_asks_for_no_judgement_again(tmp_path: Path) -> None:
+    config, files = config_of(), Storage(str(tmp_path))
+    results = []
+    for number in range(3):
+        files.write(f"{number}", bytes([number]))
+        results.append(
+            TrialResult(f"t{number:04d}", config.recipes[0], "stopped", 1, None, f"{number}")
+        )
+    run = SimpleNamespace(storage=files)
+    context = replace(context_of(config), run=run)  # type: ignore[arg-type]
+    asked: list[bytes] = []
+
+    def judge(data: bytes, recipe: Any, device: str) -> float:
+        asked.append(data)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return data[0] / 4
+
+    with pytest.raises(KeyboardInterrupt):
+        list(all_judged(context, judge, results, "judged.json"))
+    found = list(all_judged(context, judge, results, "judged.json"))
+    assert [result.localisation for result in found] == [0.0, 0.25, 0.5]
+    assert asked == [b"\0", b"\1", b"\1", b"\2"]
+    files.write("0", b"\3")  # it went on, and keeps another epoch now
+    (again,) = all_judged(context, judge, results[:1], "judged.json")
+    assert again.localisation == 0.75
 
 
 def test_val_localisation_is_shown_and_tracked_where_it_is_there() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from raybench.config import SweepConfig, load_config
+from raybench.data.lungs import WithLungs
+from raybench.studies.caching import is_cached
 from raybench.studies.plan import Plan, make_plan, plan_lines
 from raybench.studies.sweep_study import plan_sweep
 from raybench.sweep import main
@@ -19,6 +23,7 @@ COUNTS = {
     "Test": {"COVID-19": 583, "Non-COVID": 292, "Normal": 291},
 }
 NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
+RECIPE: dict[str, Any] = {"name": "resnet18", "phases": [{"epochs": 1, "lr": 1e-3}]}
 BACKBONES = ["vgg16", "densenet121", "densenet201", "convnext_base"]
 
 
@@ -145,5 +150,23 @@ def test_the_plan_says_what_decoded_images_take(plan: Plan) -> None:
     assert str(Path("runs/cache").absolute()) in line
     raw = plan.config.model_dump(mode="json")
     raw["training"]["cache_gb"] = 0
-    off = Plan(SweepConfig.model_validate(raw), plan.images, plan.explained)
-    assert not any("decoded once" in line for line in plan_lines(off))
+    off = replace(plan, config=SweepConfig.model_validate(raw))
+    assert not any("decoded" in line for line in plan_lines(off))
+
+
+def test_where_a_lung_mask_is_missing_the_plan_counts_no_cache(plan: Plan) -> None:
+    raw = plan.config.model_dump(mode="json") | {"lungs": {"recipe": RECIPE}}
+    asked = replace(plan, config=SweepConfig.model_validate(raw))
+    assert any("decoded once into" in line for line in plan_lines(asked)), "none is missing"
+    test, train = (next(r for r in plan.records if r.split == s) for s in ("Test", "Train"))
+    for lacking, kept in ((test, True), (train, False)):
+        records = [replace(r, lung_mask=None) if r is lacking else r for r in plan.records]
+        found = list(plan_lines(replace(asked, records=records)))
+        assert any("decoded once into" in line for line in found) == kept
+        assert is_cached(asked.config, [r for r in records if r.split != "Test"]) == kept
+    assert (
+        "  decoded by each trial anew: lung masks of 1 image of Train and Val are predicted (lungs)"
+    ) in found
+    named = [*WithLungs.named(records)]
+    assert not is_cached(asked.config, named), "predicted by now, and still without a name"
+    assert is_cached(plan.config, records), "nothing is predicted where nobody asks"

@@ -10,8 +10,9 @@ import yaml
 
 from raybench.config import SweepConfig, load_config
 from raybench.errors import ConfigError
-from raybench.explain import Lime, WholeLung
+from raybench.explain import Explainer, Lime, WholeLung, spaces
 from raybench.explain.fills import Noise
+from raybench.explain.places import locate
 from raybench.explain.spaces import ExplainerSearch, Space
 from raybench.settings import Choice, Range, Settings
 from raybench.studies.proposals import Proposer
@@ -67,6 +68,24 @@ def test_what_only_one_kind_has_is_drawn_only_for_it() -> None:
     assert space.most_passes() == 9 * 20
     named = Space.of(Toy(), {"threshold": Range(low=0.1, high=0.2)})
     assert named.own().rule == "fixed"  # a threshold that is searched is used
+
+
+def test_the_dearest_of_a_big_space_is_found_with_few_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[str] = []
+
+    def counting(explainer: Explainer, path: str) -> Any:
+        looks.append(path)
+        return locate(explainer, path)
+
+    space = Space.of(Lime(n_samples=300))
+    n_kinds = len({v.model_dump_json() for v in space.variants()})
+    monkeypatch.setattr(spaces, "locate", counting)
+    # KernelSHAP, a kind of surrogate, may ask for pairs: more than the own settings cost.
+    assert space.most_passes() >= Lime(n_samples=300).n_forward_planned()
+    assert n_kinds > 30
+    assert len(looks) < 3 * n_kinds * len(space.domains), "about one a setting and combination"
 
 
 AT = "explainer_search.explainers"

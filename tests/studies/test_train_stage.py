@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from raybench.storage import Storage
 from raybench.studies.context import Context
+from raybench.studies.search_stage import _winner
 from raybench.studies.train_stage import Listener, _nothing_trained
+from raybench.tracking.events import EventLog
 from raybench.training import relay as relays
 from raybench.training.recipe import Recipe
 from raybench.training.settings import Search
@@ -71,6 +75,24 @@ def test_a_smaller_pass_is_told_once_and_stands_with_each_epoch(
     assert [e["message"] for e in events if e["kind"] == "warning"] == [
         "t0000 test_resnet: memory was out with batches of 32; it goes on in passes of 8 images, "
         "whose gradients are added up"
+    ]
+
+
+def test_a_resumed_driver_warns_of_nothing_a_second_time(tmp_path: Path) -> None:
+    events = EventLog(Storage(str(tmp_path)))
+    run = SimpleNamespace(events=events)
+    context = Context(cast(Any, SimpleNamespace()), cast(Any, run), cast(Any, None), (), {})
+    study = SimpleNamespace(title="lime", trial_id="t0000")
+    tried = SimpleNamespace(winner=None, rows=[{"error": "out of luck"}])
+    for _ in range(2):
+        one = listener(cast(Any, events))
+        one.budget_spent("the budget is used up")
+        one.close()
+        assert _winner(context, cast(Any, study), cast(Any, tried)) is None
+    messages = [str(e["message"]) for e in events.read() if e["kind"] == "warning"]
+    assert [text.split(":")[0] for text in messages] == [
+        "the budget is used up",
+        "no settings of lime (t0000) were found, its own fail on every Val image",
     ]
 
 

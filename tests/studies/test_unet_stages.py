@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from raybench.data.lungs import file_of, is_predicted
 from raybench.data.phantom import write_phantoms
 from raybench.errors import DataError
 from raybench.executor.local import LocalPool
+from raybench.models.backbones import backbone
 from raybench.scoring.overlap import dice
 from raybench.storage import Storage
 from raybench.studies.checks import check_names, look
@@ -72,7 +74,10 @@ def context_of(config: SweepConfig) -> Context:
     records = tuple(config.data.records())
     limits: Any = {"Val": None, "Test": None}
     explained = explained_images(records, config.data.infection_class, limits)
-    return Context(config, RunFolder(config.run_folder), config.data, records, explained)
+    raw, known = config.model_dump(mode="json"), Path(config.run_folder).exists()
+    with RunFolder(config.run_folder) as run:
+        run.open(raw, config.digest, resume=known)
+    return Context(config, run, config.data, records, explained)
 
 
 class Watched:
@@ -142,6 +147,14 @@ def test_lungs_are_predicted_where_they_lack_and_nothing_is_made_twice(
     assert event["predicted"] == len(predicted)
     assert event["val_dice"] == pytest.approx(trials.val_dice.iloc[0])
 
+    card = json.loads((Path(config.run_folder) / "checkpoints/lungs.json").read_text())
+    assert (card["kind"], card["trial_id"]) == ("segmenter", "lungs_t0000")
+    assert (card["timm_name"], card["classes"]) == (backbone("test_resnet").timm_name, ["lungs"])
+    assert (card["input_size"], card["recipe"]["phases"][0]["lr"]) == ([64, 64], 3e-3)
+    assert card["network"] == "segmentation_models_pytorch.Unet"
+    assert card["preprocess"]["lung_masking"] is False
+    assert card["scores"]["kept_epoch"]["val_dice"] == pytest.approx(event["val_dice"])
+
     masks[0].unlink()  # as a kill would leave it
     times = {p: p.stat().st_mtime_ns for p in masks[1:]}
     opened.clear()
@@ -176,6 +189,8 @@ def test_the_u_net_stands_among_the_explainers_and_never_sees_test(
     }
     assert scores[scores.split == "Test"].severity.isna().all(), "Test has no lung masks here"
     assert scores[scores.split == "Val"].severity_error.notna().all()
+    card = json.loads(context.run.storage.read("checkpoints/supervised.json"))
+    assert (card["kind"], card["classes"]) == ("segmenter", ["infection"])
     trials = context.run.read_csv("trials_supervised.csv")
     fixed = scores[(scores.split == "Val") & (scores.threshold_rule == "fixed")]
     assert fixed.dice.mean() == pytest.approx(trials.val_dice.iloc[0], abs=1e-6)

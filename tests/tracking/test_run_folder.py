@@ -104,6 +104,22 @@ def test_states_of_a_folder(tmp_path: Path) -> None:
         assert run.is_finished
 
 
+def test_halves_that_a_killed_process_was_writing_are_swept_up(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with RunFolder(str(folder)) as run:
+        run.open({"seed": 1}, "abc")
+    halves = [folder / name for name in (".tune_spent.json.0a1b2c3d.part", "parts/.a.b.part")]
+    kept = [folder / name for name in ("tune_spent.json", "parts/a.part")]
+    for file in (*halves, *kept):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"{")
+    with RunFolder(str(folder)) as run:
+        run.open({"seed": 1}, "abc", resume=True, defer=True)
+        assert all(file.exists() for file in halves), "nothing is removed before all is checked"
+        run.begin()
+    assert [file.exists() for file in (*halves, *kept)] == [False, False, True, True]
+
+
 def test_another_configuration_is_refused_with_its_differences(tmp_path: Path) -> None:
     with RunFolder(str(tmp_path)) as run:
         run.open(CONFIG, "d1")

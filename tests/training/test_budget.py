@@ -46,7 +46,7 @@ def test_what_was_spent_before_a_kill_counts(tmp_path: Path) -> None:
     assert not second.is_over
     clock.now += 600.0
     second.tick(1)
-    assert second.used_up == "the budget of 1 GPU hours (search.gpu_hours) is used up"
+    assert second.used_up == "the budget of 1 GPU hour (search.gpu_hours) is used up"
     assert Budget(None, 1.0, 2.0, *where, clock, begun=True).is_over
 
 
@@ -69,7 +69,24 @@ def test_nothing_is_over_before_a_trial_has_an_epoch(tmp_path: Path) -> None:
     assert (killed.is_over, was_over(*where)) == (False, False)
     killed.begin()
     assert (killed.is_over, was_over(*where)) == (True, True), "trials not begun read it at once"
-    assert killed.tick(1) == "the budget of 1 hours (search.hours) is used up"
+    assert killed.tick(1) == "the budget of 1 hour (search.hours) is used up"
     assert killed.tick(1) is None, "it is said once"
     resumed = Budget(1.0, None, 0.0, *where, clock, begun=True)
     assert (resumed.is_over, resumed.tick(1)) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("hours", "gpu_hours", "said"),
+    [
+        (1.0, None, "the budget of 1 hour (search.hours) is used up"),
+        (0.5, None, "the budget of 0.5 hours (search.hours) is used up"),
+        (None, 1.0, "the budget of 1 GPU hour (search.gpu_hours) is used up"),
+    ],
+)
+def test_what_is_used_up_is_told_in_words(
+    hours: float | None, gpu_hours: float | None, said: str, tmp_path: Path
+) -> None:
+    ticks = iter([0.0, 7200.0])
+    where = (Storage(str(tmp_path)), "spent.json")
+    budget = Budget(hours, gpu_hours, 1.0, *where, lambda: next(ticks), begun=True)
+    assert budget.tick(1) == said

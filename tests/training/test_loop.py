@@ -5,7 +5,6 @@ About 12 seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,8 @@ THREE_PHASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def data() -> tuple[Images, Images]:
+def data(_one_thread: None) -> tuple[Images, Images]:
     """13 phantoms to train on, so that with 4 a batch the last one is merged, and 6 for Val."""
     phantom = Phantom(name="phantom", n_train=5, n_val=2, n_test=1, size=64)
     records = phantom.records()

@@ -38,11 +38,8 @@ LARGE = ("vgg16", "convnext_base")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _collected() -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     gc.collect()
 
 

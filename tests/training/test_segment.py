@@ -99,7 +99,6 @@ def test_lungs_are_never_masked_before_they_are_found() -> None:
 
 
 def test_the_loop_trains_it_and_keeps_the_epoch_with_the_highest_dice() -> None:
-    torch.set_num_threads(1)
     data = Phantom(name="phantom", n_train=4, n_val=2, n_test=1, size=64)
     train, val = (tuple(r for r in data.records() if r.split == s) for s in ("Train", "Val"))
     recipe = Recipe.model_validate(

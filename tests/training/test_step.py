@@ -31,14 +31,6 @@ PHASES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Tight(nn.Module):
     """A network without BatchNorm on a device that holds so many images and no more."""
 
