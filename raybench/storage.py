@@ -6,8 +6,10 @@ flushed to the disk and renamed; object stores show an object only once it is co
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +128,7 @@ class Storage:
                 return
             _write_local(Path(path), data)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error})") from error
+            raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file where there is none; of several who try, one succeeds.
@@ -169,12 +171,9 @@ class Storage:
         path = Path(self.path(name))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            _append_local(path, line.encode() + b"\n")
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error})") from error
+            raise StorageError(f"{path}: cannot be written ({_why(error, str(path))})") from error
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
@@ -211,3 +210,29 @@ def _write_local(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _append_local(path: Path, data: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            # A full disk takes the first bytes and says so by a short count, not by an error.
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)  # half a line would spoil the next one too
+            raise
+
+
+def _why(error: OSError, path: str) -> str:
+    """The reason; of a full disk also how much is free, and what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    there = next(p for p in Path(path).parents if p.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    return (
+        f"{error.strerror}: {free:.1f} MiB are free in {there}; what was finished is kept: make "
+        "space there and pass --resume"
+    )
