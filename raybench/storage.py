@@ -215,10 +215,7 @@ class Storage:
         path = Path(self.path(name))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            _append_local(path, line.encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
 
@@ -246,20 +243,6 @@ class Storage:
             yield str(found).split("://")[-1][prefix:].lstrip("/")
 
 
-def _why(error: Exception, path: str | Path) -> str:
-    """What an error says; of a full disk, how full it is and what to do."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return str(error)
-    folder = Path(path)
-    while not folder.exists():
-        folder = folder.parent
-    left = shutil.disk_usage(folder).free / 2**20
-    return (
-        f"{error.strerror}: {left:.1f} MiB are free; make room and pass --resume, all that is "
-        "finished is kept"
-    )
-
-
 def _expanded(root: str) -> Path:
     try:
         return Path(root).expanduser().absolute()
@@ -278,3 +261,29 @@ def _write_local(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _append_local(path: Path, data: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            # A full disk takes the first bytes and says so by a short count, not by an error.
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)  # half a line would spoil the next one too
+            raise
+
+
+def _why(error: Exception, path: str | Path) -> str:
+    """The reason; of a full disk also how much is free, and what to do."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    there = next(p for p in Path(path).parents if p.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    return (
+        f"{error.strerror}: {free:.1f} MiB are free in {there}; what was finished is kept: make "
+        "space there and pass --resume"
+    )
