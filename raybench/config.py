@@ -26,6 +26,7 @@ from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess
 from raybench.errors import ConfigError
 from raybench.executor import Execution
+from raybench.explain.faithfulness import SweepFaithfulness
 from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Settings, settled, values_of
 from raybench.storage import Storage
@@ -63,6 +64,9 @@ class SweepConfig(Settings):
     scoring: Scoring = Field(Scoring(), description="how maps are held against the infection")
     explainer_search: ExplainerSearch | None = Field(
         None, description="whether the explainers' settings are searched on Val; null: no"
+    )
+    faithfulness: SweepFaithfulness | None = Field(
+        None, description="whether the maps' faithfulness to the models is asked; null: no"
     )
     ensemble: Ensemble | None = Field(
         None, description="the mean of several trials as one more classifier; null: none"

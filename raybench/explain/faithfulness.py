@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from raybench.answers import digest
 from raybench.errors import ExplainError
 from raybench.explain.base import joined, need_classifier, target_class
-from raybench.explain.fills import AnyWholeFill, Black, Blur, one_image
+from raybench.explain.fills import Black, Blur, Mean
 from raybench.explain.imputation import noisy_linear
 from raybench.models.classifier import Classifier
-from raybench.settings import Settings
+from raybench.settings import Settings, named
 from raybench.types import Arrays, Gray, Question, Subject, Unit, Values
+
+if TYPE_CHECKING:
+    Background = Black | Mean | Blur
+else:
+    Background = named(Black | Mean | Blur)
+"""What stands where pixels are not shown: one image, drawn from the X-ray alone."""
 
 _SWAPS = ("deletion", "insertion")
 _ROAD = ("morf", "lerf")
@@ -75,12 +81,8 @@ class Faithfulness(Settings):
     road_steps: int = Field(
         10, ge=2, le=100, description="of the MoRF and LeRF curves; all but the last are asked"
     )
-    deleted: Annotated[AnyWholeFill, AfterValidator(one_image)] = Field(
-        Black(), description="what stands where pixels are deleted"
-    )
-    inserted_into: Annotated[AnyWholeFill, AfterValidator(one_image)] = Field(
-        Blur(), description="what pixels are inserted into"
-    )
+    deleted: Background = Field(Black(), description="what stands where pixels are deleted")
+    inserted_into: Background = Field(Blur(), description="what pixels are inserted into")
     noise: float = Field(
         0.01, ge=0, le=1, description="of imputed pixels, a share of the grey levels' range"
     )
@@ -184,6 +186,14 @@ class Faithfulness(Settings):
 
     def _chunks(self, n: int) -> list[tuple[int, int]]:
         return [(start, min(start + self.chunk, n)) for start in range(0, n, self.chunk)]
+
+
+class SweepFaithfulness(Faithfulness):
+    """The same, of a sweep."""
+
+    n_images: int | None = Field(
+        16, ge=1, description="of the explained Test images, evenly over the list; null: all"
+    )
 
 
 def _steps(order: NDArray[np.intp], image: Gray, n: int) -> NDArray[np.int32]:

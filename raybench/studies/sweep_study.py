@@ -20,6 +20,7 @@ from raybench.studies.comparing import compare
 from raybench.studies.context import Context, explained_images
 from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
+from raybench.studies.faithfulness_stage import beside, faithfulness
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
@@ -150,12 +151,14 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
+            faithful = faithfulness(context, pool, sizes, _searched(judged), winners)
         finally:
             pool.close()
         scores = score(context, judged, full, winners, supervised)
         chosen = list(shown(judged).trial_id)
         compared = compare(scores, chosen, context, supervised)
         board = compared.join(leaderboard(scores, chosen, context, supervised))
+        board = beside(board, faithful)
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)

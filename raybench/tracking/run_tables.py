@@ -23,6 +23,8 @@ OWN_NAMES = (
     "leaderboard.csv",
     "comparisons.csv",
     "strata.csv",
+    "faithfulness.csv",
+    "faithfulness.parquet",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",
