@@ -70,6 +70,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sampler": "random",
             "explainers": {"lime": {"surrogate.kernel_width": {"low": 0.1, "high": 1.0}}},
         },
+        "faithfulness": {"n_images": 2, "steps": 3, "road_steps": 2},
         "execution": {"workers": 1},
     }
     path = folder / "sweep.yaml"
@@ -287,7 +288,7 @@ def _same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
-    for name in ("comparisons.csv", "strata.csv"):
+    for name in ("comparisons.csv", "strata.csv", "faithfulness.csv"):
         a, b = (pd.read_csv(p / name) for p in (one, other))
         assert len(a)
         pd.testing.assert_frame_equal(a, b, check_exact=True)
