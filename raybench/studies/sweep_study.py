@@ -20,7 +20,8 @@ from raybench.studies.comparing import compare
 from raybench.studies.context import Context, explained_images
 from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
-from raybench.studies.faithfulness_stage import beside, faithfulness
+from raybench.studies.faithfulness_stage import faithfulness
+from raybench.studies.faithfulness_table import beside
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard

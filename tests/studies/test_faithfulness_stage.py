@@ -16,7 +16,8 @@ from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.scoring.faithfulness import area
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import explain
-from raybench.studies.faithfulness_stage import COLUMNS, FIGURES, beside, faithfulness, plan_lines
+from raybench.studies.faithfulness_stage import faithfulness, plan_lines
+from raybench.studies.faithfulness_table import COLUMNS, FIGURES, beside
 from raybench.tracking.maps import table_name
 from raybench.tracking.metrics import leaderboard
 from tests.studies.searching import CONFIG, SIZES, Counted, context_at
