@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from raybench.config_errors import is_family
 from raybench.settings import Settings
+from raybench.yaml_text import plain
 
 
 def override(root: type[BaseModel], raw: dict[str, Any], key: str, text: str) -> str | None:
@@ -25,7 +26,7 @@ def override(root: type[BaseModel], raw: dict[str, Any], key: str, text: str) ->
     """
     *parents, leaf = key.split(".")
     try:
-        value = yaml.safe_load(text)
+        value = plain(text)
     except yaml.YAMLError:
         value = text
     node: Any = raw

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raybench.masking import masked
+
 
 class RaybenchError(Exception):
-    """The root: a person can read the message and act on it; no traceback is needed."""
+    """The root: a person can read the message and act on it; no traceback is needed.
+
+    Passwords and keys of addresses are masked in every message.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(RaybenchError):
@@ -20,7 +28,7 @@ class ConfigError(RaybenchError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(masked, problems))
         count = len(self.problems)
         head = "1 mistake" if count == 1 else f"{count} mistakes"
         lines = [f"{head} in the configuration:", *(f"  {p}" for p in problems)]

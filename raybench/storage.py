@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from raybench.errors import StorageError
+from raybench.masking import masked
 
 EXTRAS = ("s3", "gs")
 """Schemes whose reader is installed with an extra of the same name."""
@@ -29,6 +31,16 @@ class Storage:
     """Files below one root, which is a local path or any URL that fsspec knows (`s3://...`)."""
 
     root: str
+
+    def __post_init__(self) -> None:
+        """Raises:
+        StorageError: the address holds keys, which would be written wherever it is.
+        """
+        if masked(self.root) != self.root:
+            raise StorageError(
+                f"{self.root}: expected an address without keys or passwords; give them to the "
+                "client instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, a role)"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -44,7 +56,7 @@ class Storage:
         if name.startswith(("/", "\\")) or ".." in Path(name).parts:
             raise StorageError(f"{name!r} leads out of {self.root}: use a path below it")
         if self.is_local:
-            base = Path(self.root.removeprefix("file://")).expanduser().absolute()
+            base = _expanded(self.root.removeprefix("file://"))
             return str(base / name) if name else str(base)
         return f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
 
@@ -107,10 +119,32 @@ class Storage:
         """
         try:
             with self._told(name, "read"):
+                if self.is_local and not stat.S_ISREG(Path(self.path(name)).stat().st_mode):
+                    raise ValueError("no regular file")  # a pipe or a device may never end
                 return bytes(self._fs().cat_file(self.path(name)))
         except OSError as error:
             reason = type(error).__name__ if not str(error) else str(error)
             raise StorageError(f"{self.path(name)}: cannot be read ({reason})") from error
+
+    def check_inside(self, name: str) -> None:
+        """Whether a local `name` lies below the root once symbolic links are followed.
+
+        The root itself may be a link. Buckets have none.
+
+        Raises:
+            StorageError: it does not.
+        """
+        if not self.is_local:
+            return
+        try:
+            inside = Path(self.path(name)).resolve().is_relative_to(Path(self.path()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
+            raise StorageError(f"{self.path(name)}: cannot be looked up ({error})") from error
+        if not inside:
+            raise StorageError(
+                f"{self.path(name)}: a symbolic link leads out of {self.root}: put the file there "
+                "itself, or set root to a folder that holds both"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, atomically; folders on the way are made.
@@ -198,6 +232,13 @@ class Storage:
             return
         for found in every:
             yield str(found).split("://")[-1][prefix:].lstrip("/")
+
+
+def _expanded(root: str) -> Path:
+    try:
+        return Path(root).expanduser().absolute()
+    except RuntimeError as error:  # `~name` of nobody on this machine
+        raise StorageError(f"{root}: no such home folder; write the path out") from error
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from raybench.cli.arguments import Arguments, help_text, parse
 from raybench.cli.cluster import start_ray, stop_ray
+from raybench.cli.stage_lines import stage_lines
 from raybench.config import SweepConfig, load_config
 from raybench.errors import RaybenchError
+from raybench.masking import masked_deep
 from raybench.studies.plan import plan_lines
 from raybench.studies.sweep_study import Options, plan_sweep, run_sweep
 
@@ -25,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 well, 2 a mistake to mend, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    stage_lines()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         if arguments.help:
@@ -39,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: SweepConfig) -> int:
     print("# resolved configuration")
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    print(
+        yaml.safe_dump(
+            masked_deep(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+        )
+    )
     print("# plan (images counted by name, not opened)")
     print("\n".join(plan_lines(plan_sweep(config))))
     return 0

@@ -68,3 +68,25 @@ def s3() -> Iterator[str]:
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep file for two tiny backbones and few phantoms, its data beside it."""
+    from tests.small_study import write_study
+
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def small_sweep(
+    small_study: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Path:
+    """The run folder of that sweep, finished and projected. Read it; copy it to change it."""
+    from tests.small_study import finish, start
+
+    output = tmp_path_factory.mktemp("whole")
+    said = finish(start(small_study, output))
+    assert "Everything lies in" in said
+    assert "joined a Ray cluster" in said
+    return output / "tiny"

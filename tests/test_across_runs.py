@@ -19,6 +19,7 @@ from pycocotools import mask as coco
 from rich.console import Console
 
 from raybench import track
+from raybench.cli import report
 from raybench.config import SweepConfig
 from raybench.data import Phantom
 from raybench.data.across import ExplainedPhantom, has_same_patients
@@ -200,7 +201,10 @@ def test_chexlocalize_through_a_sweep_killed_twice_and_resumed(
 
 
 def test_in_a_bucket_killed_and_resumed_it_equals_the_local_one(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Images, run folder, checkpoints and answers in a bucket; nothing else is shared."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -231,6 +235,42 @@ def test_in_a_bucket_killed_and_resumed_it_equals_the_local_one(
     assert (beside / "mlflow.db").exists()
     assert f"sqlite:///{beside}/mlflow.db" in said
     assert track.main([far.run_folder]) == 0
+    _expect_report(near, far, tmp_path, capsys)
+
+
+def _expect_report(
+    near: SweepConfig, far: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page that the sweep wrote is made again from the run folder, and of both together."""
+    files = Storage(near.run_folder)
+    written = files.read("report.html")
+    files.remove("report.html")
+    assert report.main([near.run_folder]) == 0
+    assert files.read("report.html") == written
+    assert Storage(far.run_folder).exists("report.html")
+    page = tmp_path / "both.html"
+    assert report.main([near.run_folder, far.run_folder, "--output", str(page)]) == 0
+    rows = json.loads(_rows_of(page.read_bytes()))
+    assert len(rows) == 2 * len(json.loads(_rows_of(written)))
+    assert {len(row["tiles"]) for row in rows} == {4}, "and the winners of the search"
+    assert all(tile["map"] for row in rows for tile in row["tiles"])
+    stored = files.read("config.yaml")
+    uri = f"sqlite:///{tmp_path}/mlflow.db".encode()
+    assert uri in stored
+    files.write("config.yaml", stored.replace(uri, b"https://me:hush@tracking.example"))
+    assert report.main([near.run_folder]) == 0
+    assert b"https://me:***@tracking.example" in files.read("report.html")
+    assert b"hush" not in files.read("report.html"), "a page is passed on"
+    capsys.readouterr()
+    files.write("config.yaml", stored + b"none_such: 1\n")
+    assert report.main([near.run_folder]) == 2
+    assert "are not those of this version of raybench (1 differ)" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def _rows_of(page: bytes) -> str:
+    return page.decode().split('id="rows">', 1)[1].split("</script>", 1)[0]
 
 
 def test_equal_image_ids_of_two_data_sets_are_two_images(tmp_path: Path) -> None:

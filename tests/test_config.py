@@ -106,6 +106,7 @@ def test_a_missing_file_names_those_that_are_there(
     (problem,) = problems(Path("cxr.yaml"))
     assert problem.startswith("cxr.yaml: no such sweep file; there are: ")
     assert "sweeps/cxr.yaml" in problem
+    assert "cluster.yaml" not in problem
 
 
 def test_overrides_by_number_name_and_label(base: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,91 +14,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from raybench.data import CovidQuEx, Phantom
-from raybench.data.phantom import write_phantoms
+from raybench.data import CovidQuEx
 from raybench.data.preprocess import Preprocess, resize_gray
 from raybench.models.checkpoint import read_card
 from raybench.models.classifier import Classifier
-from raybench.storage import Storage
 from raybench.tracking.run_folder import RunFolder
-
-ROOT = Path(__file__).resolve().parents[1]
-EXPLAINERS = ["lime", "grad_cam", "whole_lung", "centre_prior", "random_superpixels"]
+from tests.small_study import EXPLAINERS, finish, start
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set on disk with one image that does not open, and a sweep file for it."""
-    folder = tmp_path_factory.mktemp("study")
-    phantoms = Phantom(name="phantom", n_train=8, n_val=3, n_test=4, size=96)
-    write_phantoms(phantoms, Storage(str(folder / "data")))
-    broken = next((folder / "data").rglob("Train/Normal/images/*.png"))
-    broken.write_bytes(b"not a picture")
-    recipe = {
-        "weights": "none",
-        "input_size": 64,
-        "batch_size": 8,
-        "phases": [
-            {"unfreeze": "full", "epochs": 3, "lr": {"low": 1e-3, "high": 1e-2, "log": True}}
-        ],
-    }
-    config = {
-        "name": "tiny",
-        "on_bad_image": "skip",
-        "data": {"name": "covid_qu_ex", "root": str(folder / "data")},
-        "preprocess": {
-            "clahe": {"choices": [False, True]},
-            "erase_border": {"low": 0.0, "high": 0.1},
-        },
-        "backbones": [{"name": n, **recipe} for n in ("test_efficientnet", "test_resnet")],
-        "search": {"trials_per_backbone": 2, "max_concurrent": 1},
-        "explain": {
-            "n_val": 2,
-            "n_test": 3,
-            "panels": 2,
-            "explainers": [
-                {"name": "lime", "n_samples": 120, "chunk": 30},
-                *({"name": name} for name in EXPLAINERS[1:]),
-            ],
-        },
-        "explainer_search": {
-            "n_trials": 2,
-            "sampler": "random",
-            "explainers": {"lime": {"surrogate.kernel_width": {"low": 0.1, "high": 1.0}}},
-        },
-        "faithfulness": {"n_images": 2, "steps": 3, "road_steps": 2},
-        "execution": {"workers": 1},
-    }
-    path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def _start(study: Path, output: Path, *more: str) -> subprocess.Popen[str]:
-    import ray
-
-    # Joins the Ray of the test session, as it would join a cluster.
-    environment = os.environ | {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_AUTH_MODE": "token",
-    }
-    command = [sys.executable, "-m", "raybench.sweep", str(study), "--output", str(output), *more]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def _finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said[-4000:]
-    return said
+def study(small_study: Path) -> Path:
+    """A sweep file, its data beside it."""
+    return small_study
 
 
 def _kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
@@ -113,6 +39,21 @@ def _kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> Non
     process.communicate()
 
 
+def _interrupt_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Ctrl-C: it ends soon, and says how to go on."""
+    end = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, "the sweep ended before it could be interrupted"
+        assert time.monotonic() < end, "the moment to interrupt it never came"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 20, "10 s on a machine that does nothing else"
+    assert process.returncode == 130
+    assert "go on with the same command and --resume" in said
+
+
 def _events(run: Path, kind: str) -> list[dict[str, Any]]:
     path = run / "events.jsonl"
     if not path.exists():
@@ -123,13 +64,9 @@ def _events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(study: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def whole(small_sweep: Path) -> Path:
     """The run folder of an uninterrupted sweep."""
-    output = tmp_path_factory.mktemp("whole")
-    said = _finish(_start(study, output))
-    assert "Everything lies in" in said
-    assert "joined a Ray cluster" in said
-    return output / "tiny"
+    return small_sweep
 
 
 def test_the_run_folder_holds_everything(whole: Path) -> None:
@@ -240,8 +177,10 @@ def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    children = [r for r in runs if r.data.tags["kind"] == "trial"]
     assert len(parents) == 1
+    board = pd.read_csv(whole / "leaderboard.csv")
+    assert sum(r.data.tags["kind"] == "explanation" for r in runs) == len(board)
     assert len(children) == 4
     scores = pd.read_parquet(whole / "scores.parquet")
     for child in children:
@@ -255,20 +194,21 @@ def test_mlflow_holds_a_run_a_trial_under_a_parent(whole: Path) -> None:
         assert ("tuned_val_iou/lime" in child.data.metrics) == is_best
 
 
-def test_killed_twice_and_resumed_it_computes_nothing_twice_and_gives_the_same(
+def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_same(
     study: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "tiny"
-    process = _start(study, tmp_path)
+    process = start(study, tmp_path)
     _kill_when(process, lambda: any(e["trial_id"] == "t0001" for e in _events(run, "epoch")))
-    process = _start(study, tmp_path, "--resume")
+    process = start(study, tmp_path, "--resume")
     first_lime = run / "parts"
-    _kill_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
+    # It went on with its trials before: Tune's own handler of Ctrl-C must not have stayed.
+    _interrupt_when(process, lambda: len(list(first_lime.glob("maps_t*_lime/*.parquet"))) > 0)
     folder = RunFolder(str(run))
     tables = {p.parent.name for p in first_lime.glob("maps_*/*.parquet")}  # a folder may be empty
     kept = {t: folder.read(t)[["image_id", "seconds"]] for t in tables}
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
-    _finish(_start(study, tmp_path, "--resume"))
+    finish(start(study, tmp_path, "--resume"))
 
     epochs = pd.DataFrame(_events(run, "epoch"))
     assert (epochs.groupby("trial_id").epoch.nunique() == 3).all()
@@ -306,10 +246,10 @@ def test_a_finished_folder_shows_its_result_and_other_settings_are_refused(
     study: Path, whole: Path
 ) -> None:
     before = (whole / "scores.parquet").stat().st_mtime_ns
-    said = _finish(_start(study, whole.parent))
+    said = finish(start(study, whole.parent))
     assert "tiny is finished" in said
     assert "whole_lung" in said
-    process = _start(study, whole.parent, "--seed", "1")
+    process = start(study, whole.parent, "--seed", "1")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "seed: 0 there, 1 here" in said
@@ -328,6 +268,6 @@ def test_explaining_in_process_goes_on_where_ray_stopped_and_gives_the_same_scor
     events = (run / "events.jsonl").read_text().splitlines(keepends=True)
     judged = next(i for i, e in enumerate(events) if '"explaining"' in e)
     (run / "events.jsonl").write_text("".join(events[:judged]))
-    _finish(_start(study, tmp_path, "--resume", "--execution.mode", "local"))
+    finish(start(study, tmp_path, "--resume", "--execution.mode", "local"))
     assert len(_events(run, "epoch")) == len(_events(whole, "epoch"))
     _same_results(whole, run)

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from raybench.data.images import load_files
-from raybench.data.tables import first_lines, patients_in_two_splits, read_table
+from raybench.data.tables import first_lines, is_odd, patients_in_two_splits, read_table
 from raybench.errors import DataError
 from raybench.settings import Settings
 from raybench.storage import Storage
@@ -156,7 +156,11 @@ def _class_records(
     images = _image_names(storage, f"{folder}/images")
     if not images:
         return [], [f"{split}/{cls}/images: expected images (PNG or JPEG), found none"]
-    problems: list[str] = []
+    problems = [
+        f"{split}/{cls}/images: expected names without control characters, found {n!r}"
+        for n in images
+        if is_odd(n)
+    ]
     masks: dict[str, bool] = {}
     for kind in ("lung masks", "infection masks"):
         masks[kind] = kind in parts

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from raybench.data.images import load_files
 from raybench.data.patients import Shares, deal
-from raybench.data.tables import first_lines, patients_in_two_splits, read_table
+from raybench.data.tables import first_lines, is_odd, patients_in_two_splits, read_table
 from raybench.errors import DataError, StorageError
 from raybench.settings import Settings
 from raybench.storage import Storage
@@ -165,6 +165,11 @@ class Folder(Settings):
                 )
             if not row["image"]:
                 problems.append((line, "image: expected a path below the root, found nothing"))
+            problems += [
+                (line, f"{column}: expected a name without control characters, found {path!r}")
+                for column in _FILES
+                if is_odd(path := row.get(column) or "")
+            ]
         return problems
 
 
@@ -193,7 +198,7 @@ def _file_problems(storage: Storage, rows: list[tuple[int, _Row]]) -> list[_Prob
     for line, row in rows:
         for column in _FILES:
             path = row.get(column)
-            if not path:
+            if not path or is_odd(path):
                 continue
             folder, name = posixpath.split(path)
             try:

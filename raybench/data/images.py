@@ -24,8 +24,21 @@ MAX_PIXELS = 50_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_PNG_ANIMATED = b"acTL"
 _JPEG_NO_FRAME = (0xC4, 0xC8, 0xCC)
 _FOUND_SHOWN = 6
+_OTHERS = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (8, b"WEBP", "a WebP"),
+    (128, b"DICM", "a DICOM"),
+    (4, b"ftyp", "an AVIF or HEIF"),
+    (0, b"\0\0\0\x0cjP", "a JPEG 2000"),
+    (0, b"\x1f\x8b", "a gzip (NIfTI?)"),
+)
+"""Other formats, told by what stands at a place of the file."""
 
 
 class _DamagedError(Exception):
@@ -53,6 +66,8 @@ def _png(data: bytes) -> _Header:
         (expected,) = struct.unpack_from(">I", data, end - 4)
         if zlib.crc32(data[offset + 4 : end - 4]) != expected:
             raise _DamagedError("the PNG file is damaged (a checksum does not match)")
+        if kind == _PNG_ANIMATED:
+            raise _DamagedError("expected one image, found an animated PNG: export the frame")
         if kind in _PNG_KEPT:
             kept.append(data[offset:end])
         offset = end
@@ -74,6 +89,8 @@ def _jpeg(data: bytes) -> _Header:
             bits, height, width = struct.unpack_from(">BHH", data, offset + 4)
             if data.find(b"\xff\xd9", offset) < 0:
                 raise _DamagedError("the JPEG file is cut short")
+            if data[offset + 9 : offset + 10] == b"\x04":  # inverted or not: nothing in it says
+                raise _DamagedError("expected grey or colour, found CMYK: convert it to grey first")
             return _Header(height, width, bits, data)
         (length,) = struct.unpack_from(">H", data, offset + 2)
         offset += 2 + length
@@ -86,17 +103,30 @@ def _header(data: bytes) -> _Header:
     elif data.startswith(_JPEG):
         header = _jpeg(data)
     else:
-        raise _DamagedError("it is neither a PNG nor a JPEG file")
+        raise _DamagedError(_other_kind(data))
     if header.bits > 8:
         raise _DamagedError(
             f"expected an 8-bit image, found {header.bits}-bit: convert it to 8 bits first"
         )
+    if header.height * header.width == 0:
+        raise _DamagedError(f"it has no pixels ({header.height} x {header.width})")
     if header.height * header.width > MAX_PIXELS:
         raise _DamagedError(
             f"expected at most {MAX_PIXELS // 1_000_000} megapixels, "
             f"found {header.height} x {header.width} pixels: make it smaller first"
         )
     return header
+
+
+def _other_kind(data: bytes) -> str:
+    if not data:
+        return "the file is empty: expected a PNG or JPEG file"
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the image: run git lfs pull"
+    for offset, mark, kind in _OTHERS:
+        if data[offset : offset + len(mark)] == mark:
+            return f"it is {kind} file: convert it to 8-bit PNG first"
+    return "it is neither a PNG nor a JPEG file"
 
 
 def _decode(data: bytes) -> Gray:
@@ -107,6 +137,8 @@ def _decode(data: bytes) -> Gray:
         raise _DamagedError("its pixels cannot be decoded") from error
     if pixels is None or pixels.dtype != np.uint8:
         raise _DamagedError("its pixels cannot be decoded")
+    if pixels.shape[:2] != (header.height, header.width):
+        raise _DamagedError("its pixels are not as many as its header says")
     if pixels.ndim == 3:
         channels = pixels.shape[2]
         code = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}.get(channels)
@@ -134,6 +166,7 @@ def read_gray(storage: Storage, name: str) -> Gray:
             8 bits, or larger than `MAX_PIXELS`.
     """
     try:
+        storage.check_inside(name)
         return _decode(storage.read(name))
     except StorageError as error:
         raise BadImageError(str(error)) from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raybench.data.shortcuts import statistics_of
 from raybench.errors import BadImageError, DataError
-from raybench.types import Dataset, Split, XrayRecord
+from raybench.types import ChestXray, Dataset, Split, XrayRecord
 
 OnBadImage = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -226,6 +226,11 @@ def _look(
             "set preprocess.lung_masking false to go without, or have missing ones predicted "
             "(lungs)"
         )
+    if _is_swapped(xray):
+        return _Look(
+            problem=f"{record.image_id}: expected the infection within the lungs, found the whole "
+            "lung mask within a larger infection mask: are the two swapped?"
+        )
     infected = xray.infection_mask is not None and bool(xray.infection_mask.any())
     pixels = _pixels_digest(xray.image)
     if pixels in taken.pixels:
@@ -246,6 +251,18 @@ def _look(
         pixels=pixels,
         statistics=statistics,
     )
+
+
+def _is_swapped(xray: ChestXray) -> bool:
+    """Whether lungs and infection are taken for each other, as far as their areas can tell.
+
+    Radiologists draw a little beyond the lungs here and there; half as much again they do not.
+    """
+    lungs, infection = xray.lung_mask, xray.infection_mask
+    if lungs is None or infection is None or not lungs.any():
+        return False
+    around = not (lungs & ~infection).any()
+    return around and int(infection.sum()) > 1.5 * int(lungs.sum())
 
 
 def _pixels_digest(*arrays: NDArray[np.generic] | None) -> bytes:

@@ -23,7 +23,10 @@ class Execution(Settings):
         "ray", description="ray: actors over the cluster; local: in the driver's process"
     )
     workers: int | None = Field(
-        None, ge=1, description="actors; null: as many as the cluster has room for"
+        None,
+        ge=1,
+        description="actors; null: as many as the cluster has room for. More than that join when "
+        "there is room, and make a cluster grow that can",
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and threads, of each actor")
     gpus_per_worker: float | None = Field(
@@ -47,6 +50,19 @@ class Execution(Settings):
     )
     cpus: int | None = Field(
         None, ge=1, description="cores of a Ray that is started here; null: all of the machine"
+    )
+    unit_deadline: float = Field(
+        900.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that a unit of work may take on a worker before it is given up, and "
+        "its image recorded as failed",
+    )
+    cluster_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs to ask a cluster's autoscaler for, and to wait for, before anything "
+        "starts; null: take the nodes that are up",
     )
     store: str | None = Field(
         None,
@@ -88,6 +104,8 @@ def make_pool(
 
     cpus = settings.cpus_per_worker
     gpus, n_workers = room_for(cpus, settings.gpus_per_worker)
-    workers = min(settings.workers or n_workers, n_workers)
-    helpers = room_for_helpers(cpus, workers) if gpus else 0
-    return RayPool(models, workers, cpus, gpus, settings.runtime, helpers, store)
+    workers = settings.workers or n_workers
+    at_once = min(workers, n_workers)
+    helpers = room_for_helpers(cpus, at_once) if gpus else 0
+    deadline = settings.unit_deadline
+    return RayPool(models, workers, cpus, gpus, settings.runtime, helpers, store, deadline, at_once)

@@ -23,9 +23,11 @@ from raybench.models.checkpoint import ENSEMBLE
 from raybench.scoring.thresholds import RULES, ThresholdRule
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
+from raybench.tracking.status import clock
 from raybench.types import Dataset, Split, XrayRecord
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("raybench.progress")
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ class Context:
     def stage(self, name: str, **counts: Any) -> Iterator[None]:
         """Log the beginning and the end of a stage; what raises inside leaves it unfinished."""
         self.run.events.append("stage_started", stage=name, **counts)
+        said = "".join(f", {n:,} {what}" for what, n in counts.items())
+        progress.info("%s begins%s", name, said)
         started = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - started, 3)
         self.run.events.append("stage_finished", stage=name, seconds=seconds, **counts)
+        progress.info("%s ended after %s%s", name, clock(seconds), said)
 
     def warn_once(self, text: str) -> None:
         """A `warning` event, and a line of the log, unless the sweep has it already."""

@@ -89,7 +89,8 @@ def explain(
     everything = list(items(context, sorted(sizes), full, winners))
     done = finished(context, everything)
     todo = [item for item in everything if (item.table, item.record.image_id) not in done]
-    with context.stage("explaining", maps=len(everything)):
+    n_known = len(everything) - len(todo)
+    with context.stage("explaining", maps=len(everything), known=n_known):
         if not todo:
             return
         material = Material(context, sizes)

@@ -13,6 +13,7 @@ from raybench.config_search import TUNED
 from raybench.data.preprocess import resize_gray
 from raybench.explain import Explainer, Lime
 from raybench.models.checkpoint import ENSEMBLE
+from raybench.report.distributions import cost, distributions
 from raybench.report.figures import (
     PanelCell,
     PanelRow,
@@ -78,6 +79,7 @@ def draw(
         if len(board):
             unet = None if supervised is None else supervised.title
             run.write_figure("explainers.png", png(explainer_bars(board, references, unet)))
+            _by_image(context, scores, board, references, unet)
             if scores.severity.notna().any():
                 run.write_figure("severity.png", png(_severity(context, scores, board)))
         searched = run.read_csv("explainer_search.csv")
@@ -88,6 +90,27 @@ def draw(
             if context.config.explain.panels:
                 figure = _panel(context, trial, scores, supervised)
                 run.write_figure(f"infection_maps_{trial['trial_id']}.png", png(figure))
+
+
+def _by_image(
+    context: Context,
+    scores: pd.DataFrame,
+    board: pd.DataFrame,
+    references: Sequence[str],
+    unet: str | None,
+) -> None:
+    """What stands behind the means, by the rule `val` where there is one."""
+    rules = list(dict.fromkeys(board.threshold_rule))
+    rule = "val" if "val" in rules else rules[0]
+    whose = scores.trial_id.isin(board.trial_id) & (scores.threshold_rule == rule)
+    test = scores[(scores.split == "Test") & whose & scores.error.isna()]
+    of_models = test[test.explainer != unet]
+    if of_models.iou.notna().any():
+        figure = distributions(test, references, unet)
+        context.run.write_figure("distributions.png", png(figure))
+    ranked = board[(board.threshold_rule == rule) & (board.explainer != unet)]
+    if {"iou_low", "iou_high"} <= set(ranked) and ranked.iou.notna().any():
+        context.run.write_figure("cost.png", png(cost(ranked, references, rule)))
 
 
 def _explainers(context: Context, trial_id: str) -> list[Explainer]:

@@ -179,7 +179,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"
     found += "" if config.faithfulness is None else " faithfulness.csv, faithfulness.parquet,"
-    yield f"  leaderboard.csv, comparisons.csv, strata.csv,{found} figures/*.png,"
+    yield f"  report.html, leaderboard.csv, comparisons.csv, strata.csv,{found} figures/*.png,"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     unets = [name for name in ("supervised", "lungs") if getattr(config, name) is not None]
     tables = "".join(f" trials_{name}.csv," for name in unets)

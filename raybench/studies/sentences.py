@@ -14,27 +14,31 @@ from raybench.explain.base import Explainer
 from raybench.studies.context import Winners
 from raybench.training.segment import SUPERVISED
 
-_NAMES = {"iou": "IoU", "dice": "Dice"}
+NAMES = {"iou": "IoU", "dice": "Dice"}
+"""Scores as they are written in words; others go by their columns."""
 
 
-def sentence(row: Mapping[str, Any], above: Mapping[str, bool | None]) -> str:
+def sentence(
+    row: Mapping[str, Any], above: Mapping[str, bool | None], corrected: str = "Holm"
+) -> str:
     """One comparison: who, by how much, how sure, on what, and where both stand to the whole lung.
 
     Args:
         row: of `comparisons.csv`, the better mean first.
         above: whether each explainer is significantly better than the whole lung; None: it cannot
             be said, or it is the whole lung.
+        corrected: how `p_holm` was corrected, as it is to be said.
     """
     ours, theirs = row["explainer"], row["other"]
     if not row["n"]:
         return f"{ours} and {theirs} have no image in common"
-    name = _NAMES.get(row["metric"], row["metric"])
+    name = NAMES.get(row["metric"], row["metric"])
     gap = f"{abs(row['difference']):.2f} {name} {_interval(row['low'], row['high'])}"
     if row["significant"]:
         said = f"{ours} {'above' if row['difference'] > 0 else 'below'} {theirs} by {gap}"
     else:
         said = f"{ours} and {theirs} cannot be told apart: {gap}"
-    parts = [f"{said}, {_p(row['p_holm'])} (Holm), {_counts(row)}"]
+    parts = [f"{said}, {_p(row['p_holm'])} ({corrected}), {_counts(row)}"]
     told = {who: above.get(who) for who in (ours, theirs)}
     if None not in told.values():
         winners = [who for who, is_above in told.items() if is_above]

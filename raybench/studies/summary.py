@@ -10,16 +10,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from raybench.report.published import N_EXPLAINED, NAME, THRESHOLDS
 from raybench.tracking.run_folder import RunFolder
 from raybench.training.segment import SUPERVISED
 from raybench.training.trial import SECOND
+
+PUBLISHED = "published"
+"""What a row of the published study's figures is marked with."""
 
 
 def show(run: RunFolder, console: Console) -> None:
     """Print the trials, the leaderboard and where everything lies."""
     trials, board = run.read_csv("trials.csv"), run.read_csv("leaderboard.csv")
-    console.print(_trials(trials))
-    for table in _boards(board) if len(board) else ():
+    study = run.read_csv(NAME)
+    console.print(_trials(trials, study))
+    for table in _boards(board, study) if len(board) else ():
         console.print(table)
     for line in (*_lungs(run), *_compared(run)):
         console.print(line, highlight=False)
@@ -29,9 +34,11 @@ def show(run: RunFolder, console: Console) -> None:
         console.print(f"Note: {short}", highlight=False, markup=False)
     console.print(f"\nEverything lies in {run.where}/", highlight=False, soft_wrap=True)
     for name, meaning in (
+        ("report.html", "the page to read: open it in a browser"),
         ("leaderboard.csv", "the table above"),
         ("comparisons.csv", "a row a pair of explainers: by how much, how sure, in words"),
         ("strata.csv", "the same means by size and number of lesions, confidence, right or wrong"),
+        (NAME, "the published study's figures, the italic rows above"),
         ("trials_supervised.csv", "a row a trial of the supervised U-Net"),
         ("trials_lungs.csv", "a row a trial of the U-Net that finds lungs"),
         ("scores.parquet", "a row a trial, image, explainer and threshold rule"),
@@ -83,7 +90,7 @@ def _table(title: str, text: Sequence[str], numbers: Sequence[str]) -> Table:
     return table
 
 
-def _trials(frame: pd.DataFrame) -> Table:
+def _trials(frame: pd.DataFrame, study: pd.DataFrame) -> Table:
     numbers: tuple[str, ...] = ("Val acc.", "Val AUC", "Test acc.", "95% interval", "Test AUC")
     if SECOND in frame:
         numbers = (*numbers, "Val loc.")
@@ -100,15 +107,21 @@ def _trials(frame: pd.DataFrame) -> Table:
             _number(row.get("test_macro_auc")),
             *([_number(row[SECOND])] if SECOND in row else ()),
         )
+    for backbone in dict.fromkeys(frame.backbone):
+        if told := _published(study, backbone, ""):
+            figures = ("-", _number(told["accuracy"]), "-", _number(told["macro_auc"]))
+            last = ["-"] if SECOND in frame else []
+            cells = (PUBLISHED, backbone, "-", "-", "-", *figures, *last)
+            table.add_row(*cells, style="italic")
     return table
 
 
-def _boards(frame: pd.DataFrame) -> Iterator[Table]:
+def _boards(frame: pd.DataFrame, study: pd.DataFrame) -> Iterator[Table]:
     numbers = ("n", "IoU", "Dice", "Hausdorff", "severity err.", "passes")
     is_unet = frame.explainer == SUPERVISED
     unet = frame[is_unet]
     for backbone, own in frame[~is_unet].groupby("backbone", sort=True):
-        part = pd.concat([own, unet])
+        part = pd.concat([own, unet, *_published_rows(study, str(backbone))])
         title = f"{backbone}: localisation on Test, means over images"
         table = _table(title, ("explainer", "threshold"), numbers)
         for row in part.sort_values("iou", ascending=False).to_dict("records"):
@@ -121,5 +134,22 @@ def _boards(frame: pd.DataFrame) -> Iterator[Table]:
                 _number(row["hausdorff"], 1),
                 _number(row.get("severity_mae")),
                 _number(row["n_forward"], 0),
+                style="italic" if str(row["explainer"]).endswith(f"({PUBLISHED})") else None,
             )
         yield table
+
+
+def _published(study: pd.DataFrame, backbone: str, explainer: str) -> dict[str, float]:
+    """The study's figures by metric; empty where it has none, or the data are not the study's."""
+    if study.empty:
+        return {}
+    hit = study[(study.backbone == backbone) & (study.explainer.fillna("") == explainer)]
+    return dict(zip(hit.metric, hit.value, strict=True))
+
+
+def _published_rows(study: pd.DataFrame, backbone: str) -> Iterator[pd.DataFrame]:
+    """The study's localisation, each explainer's as one row of a leaderboard."""
+    for explainer, threshold in THRESHOLDS.items():
+        if means := _published(study, backbone, explainer):
+            row = {"explainer": f"{explainer} ({PUBLISHED})", "threshold_rule": "fixed"}
+            yield pd.DataFrame([row | {"threshold": threshold, "n": N_EXPLAINED} | means])

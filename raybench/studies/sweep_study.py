@@ -27,6 +27,8 @@ from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
+from raybench.studies.published_stage import write_published
+from raybench.studies.report_stage import write_report
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
@@ -164,7 +166,10 @@ def _compute(context: Context, resume: bool) -> None:
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)
         strata(scores, chosen, context)
+        write_published(context)
         draw(context, judged, scores, board, winners, supervised)
+        with context.stage("reporting"):
+            write_report(context, shown(judged), winners, supervised)
         run.mark_finished()
     except BaseException:
         if live is not None:

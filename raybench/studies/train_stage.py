@@ -164,7 +164,7 @@ def train(context: Context, resume: bool) -> pd.DataFrame:
     per_backbone = sum(recipe.n_epochs for recipe in config.backbones)
     n_epochs = per_backbone * config.search.trials_per_backbone
     listener = Listener(context, n_epochs, len(job.train))
-    with context.stage("training"):
+    with context.stage("training", epochs=n_epochs):
         try:
             results = search(job, config.search, gpus, run.storage, _TUNE, listener, resume)
         finally:

@@ -28,6 +28,24 @@ STALE = 30.0
 """Seconds without one after which a holder counts as dead."""
 
 
+def is_alive(storage: Storage, name: str, patience: float = 2 * BEAT) -> bool:
+    """Whether somebody holds the lease and shows a sign of life within `patience` seconds.
+
+    Raises:
+        StorageError: the bucket refuses.
+    """
+    if not storage.exists(name):
+        return False
+    first, deadline = storage.read(name), time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, patience / 10))
+        if not storage.exists(name):
+            return False
+        if storage.read(name) != first:
+            return True
+    return False
+
+
 class Lease:
     """The right to write below one root, from construction to `release`.
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from raybench.errors import RunFolderError, TrackingError
 
+_GLANCE = 0.05
+"""Seconds to wait for one who only looks, as `is_held` does."""
+
 
 def take(path: Path) -> int:
     """Lock the file `path`, made where it is missing, and write into it who holds it.
@@ -29,7 +32,11 @@ def take(path: Path) -> int:
             f"{path.parent}: cannot be written ({error.strerror}); choose another output folder"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_GLANCE)  # somebody may only have looked who holds it
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     except BlockingIOError as error:
@@ -46,6 +53,29 @@ def take(path: Path) -> int:
             f"system that has locks"
         ) from error
     return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock of `path`; looking takes microseconds.
+
+    Raises:
+        RunFolderError: the file is there and cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be locked ({error.strerror})") from error
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def release(descriptor: int) -> None:

@@ -1,11 +1,12 @@
-"""A run folder shown in MLflow: one experiment and parent run a sweep, one nested run a trial.
+"""A run folder shown in MLflow: one experiment and parent run a sweep, nested runs below it:
+one a trial, and below the trials on the leaderboard one a row of it (`explanation_view`).
 
 This is the only module that names MLflow. Importing it takes seconds, so that happens inside
 functions. Projecting is repeatable at any time, while the sweep runs or years later, and adds only
 what is missing:
 
-- Runs are found again by their tags `raybench.sweep_key`, `raybench.started` and
-  `raybench.trial_id`.
+- Runs are found again by their tags `raybench.sweep_key`, `raybench.started`,
+  `raybench.trial_id` and `raybench.explanation`.
 - Curves are sent from the epoch event on where the tag `raybench.epoch_events` says the last
   projection ended. Were it killed before it could write the tag, the points are sent again, with
   the same step, value and time, and the SQL stores behind MLflow keep one of each.
@@ -21,23 +22,30 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raybench.errors import TrackingError
 from raybench.tracking import tracking_uri
 from raybench.tracking.lock import one_at_a_time
+from raybench.tracking.mlflow_calls import (
+    EXPLANATION,
+    STARTED,
+    SWEEP_KEY,
+    TRIAL_ID,
+    chunks,
+    digests_of,
+    known_runs,
+    set_status,
+)
 from raybench.tracking.run_folder import RunFolder
-from raybench.tracking.view import RunView, SweepView, view
+from raybench.tracking.shown import RunView, SweepView
+from raybench.tracking.view import view
 
 _METRICS_A_CALL = 1000
 _OTHERS_A_CALL = 100
-_SWEEP_KEY = "raybench.sweep_key"
-_STARTED = "raybench.started"
-_TRIAL_ID = "raybench.trial_id"
 _CURSOR = "raybench.epoch_events"
 _FILES = "raybench.files"
 _CHECK_SECONDS = 6.0
@@ -50,7 +58,7 @@ class ProjectionReport:
     Attributes:
         uri: where it went, without a password.
         experiment: the MLflow experiment's name; `experiment_id`, `parent_run_id` are MLflow's.
-        n_trials: nested runs there are now.
+        n_trials: trials' runs there are now; n_explanations: runs of rows of the leaderboard.
         n_metrics: metric values sent; n_files: files sent.
         seconds: how long it took.
     """
@@ -63,6 +71,7 @@ class ProjectionReport:
     n_metrics: int
     n_files: int
     seconds: float
+    n_explanations: int = 0
 
 
 def check_uri(uri: str) -> None:
@@ -73,8 +82,8 @@ def check_uri(uri: str) -> None:
     """
     tracking_uri.reach(uri)
     if uri.startswith(("http://", "https://")):
-        with _told(uri):
-            client = _client(uri)
+        with told(uri):
+            client = client_of(uri)
             tracking_uri.within(
                 _CHECK_SECONDS, lambda: client.search_experiments(max_results=1), uri
             )
@@ -122,8 +131,8 @@ class Projector:
         tracking_uri.reach(self.uri)
         self._n_metrics = self._n_files = 0
         name = self.experiment or sweep.name
-        with one_at_a_time(tracking_uri.home(self.uri, self.run.path)), _told(self.uri):
-            client = _client(self.uri)
+        with one_at_a_time(tracking_uri.home(self.uri, self.run.path)), told(self.uri):
+            client = client_of(self.uri)
             experiment_id = self._experiment(client, name)
             parent_id = self._runs(client, experiment_id, sweep)
         return ProjectionReport(
@@ -132,6 +141,7 @@ class Projector:
             experiment_id=experiment_id,
             parent_run_id=parent_id,
             n_trials=len(sweep.trials),
+            n_explanations=len(sweep.explanations),
             n_metrics=self._n_metrics,
             n_files=self._n_files,
             seconds=time.monotonic() - begin,
@@ -156,18 +166,23 @@ class Projector:
         return str(found.experiment_id)
 
     def _runs(self, client: Any, experiment_id: str, sweep: SweepView) -> str:
-        known = _known_runs(client, experiment_id, sweep)
+        known = known_runs(client, experiment_id, sweep)
         tags = {
-            _SWEEP_KEY: sweep.key,
-            _STARTED: sweep.started,
+            SWEEP_KEY: sweep.key,
+            STARTED: sweep.started,
             "mlflow.source.name": "raybench",
             "mlflow.source.type": "LOCAL",
         }
-        parent_id = self._update(client, experiment_id, sweep.parent, known.get(None), tags)
-        tags["mlflow.parentRunId"] = parent_id
-        for trial in sweep.trials:
-            own = {**tags, _TRIAL_ID: str(trial.trial_id)}
-            self._update(client, experiment_id, trial, known.get(trial.trial_id), own)
+        parent_id = self._update(client, experiment_id, sweep.parent, known.get((None, "")), tags)
+        above: dict[str | None, str] = {}
+        for shown in (*sweep.trials, *sweep.explanations):
+            own = {**tags, TRIAL_ID: str(shown.trial_id)}
+            own["mlflow.parentRunId"] = above.get(shown.trial_id, parent_id)
+            if shown.explanation:
+                own[EXPLANATION] = shown.explanation
+            found = known.get((shown.trial_id, shown.explanation))
+            run_id = self._update(client, experiment_id, shown, found, own)
+            above.setdefault(shown.trial_id, run_id)
         return parent_id
 
     def _update(
@@ -175,13 +190,15 @@ class Projector:
     ) -> str:
         """Make the run where it is missing, and send what it does not show yet."""
         if known is None:
+            if shown.explanation:
+                tags = {**tags, **shown.tags}  # a call less for each of many
             known = client.create_run(
                 experiment_id, start_time=shown.start_ms, tags=tags, run_name=shown.name
             )
         run_id = str(known.info.run_id)
         self._log(client, run_id, shown, known.data)
         self._send_files(client, run_id, shown, known.data.tags.get(_FILES))
-        _set_status(client, known.info, shown)
+        set_status(client, known.info, shown)
         return run_id
 
     def _log(self, client: Any, run_id: str, shown: RunView, data: Any) -> None:
@@ -197,20 +214,26 @@ class Projector:
             if data.metrics.get(key) != value
         ]
         params = [Param(key, text) for key, text in shown.params.items() if key not in data.params]
-        texts = {**shown.tags, _CURSOR: str(shown.n_epoch_events)} if shown.trial_id else shown.tags
+        has_curve = shown.trial_id and not shown.explanation
+        texts = {**shown.tags, _CURSOR: str(shown.n_epoch_events)} if has_curve else shown.tags
         tags = [RunTag(key, text) for key, text in texts.items() if data.tags.get(key) != text]
-        for chunk in _chunks(params, _OTHERS_A_CALL):
+        if shown.explanation and len(params) <= _OTHERS_A_CALL and len(metrics) <= _OTHERS_A_CALL:
+            if params or metrics or tags:
+                client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+            self._n_metrics += len(metrics)
+            return
+        for chunk in chunks(params, _OTHERS_A_CALL):
             client.log_batch(run_id, params=chunk)
-        for chunk in _chunks(metrics, _METRICS_A_CALL):
+        for chunk in chunks(metrics, _METRICS_A_CALL):
             client.log_batch(run_id, metrics=chunk)
             self._n_metrics += len(chunk)
         # The cursor comes last: it vouches for the points.
-        for chunk in _chunks(tags, _OTHERS_A_CALL):
+        for chunk in chunks(tags, _OTHERS_A_CALL):
             client.log_batch(run_id, tags=chunk)
 
     def _send_files(self, client: Any, run_id: str, shown: RunView, vouched: str | None) -> None:
         """Send the files whose contents changed; one tag holds the digest of all of them."""
-        digests = _digests(shown.files)
+        digests = digests_of(shown)
         whole = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
         if not digests or whole == vouched:
             return
@@ -221,10 +244,15 @@ class Projector:
                 client.log_artifact(run_id, str(path), folder or None)
                 sent[name] = digests[name]
                 self._n_files += 1
+        for name, text in shown.texts:
+            if sent.get(name) != digests[name]:
+                client.log_text(run_id, text, name)
+                sent[name] = digests[name]
+                self._n_files += 1
         client.set_tag(run_id, _FILES, whole)
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
     """MLflow's client, with every call bounded: a dead server would else block it for minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -240,7 +268,7 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
+def told(uri: str) -> Iterator[None]:
     """Whatever MLflow, its database driver or the network raise becomes one readable line."""
     try:
         yield
@@ -252,46 +280,3 @@ def _told(uri: str) -> Iterator[None]:
             f"{tracking_uri.shown(uri)}: MLflow failed ({type(error).__name__}: "
             f"{tracking_uri.shown(reason)}); the run folder is as it was"
         ) from error
-
-
-def _known_runs(client: Any, experiment_id: str, sweep: SweepView) -> dict[str | None, Any]:
-    """The sweep's runs by trial id, the parent's under None; the oldest where there are two."""
-    found: dict[str | None, Any] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            filter_string=f"tags.`{_SWEEP_KEY}` = '{sweep.key}'",
-            order_by=["attributes.start_time ASC"],
-            max_results=1000,
-            page_token=token,
-        )
-        for run in page:
-            if run.data.tags.get(_STARTED) == sweep.started:
-                found.setdefault(run.data.tags.get(_TRIAL_ID), run)
-        token = page.token
-        if not token:
-            return found
-
-
-def _set_status(client: Any, info: Any, shown: RunView) -> None:
-    if shown.status == "RUNNING":
-        if info.status != "RUNNING":
-            client.update_run(info.run_id, status="RUNNING")
-    elif info.status != shown.status or info.end_time != shown.end_ms:
-        client.set_terminated(info.run_id, status=shown.status, end_time=shown.end_ms)
-
-
-def _digests(files: Sequence[tuple[Path, str]]) -> dict[str, str]:
-    found = {}
-    for path, folder in files:
-        try:
-            found[f"{folder}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except FileNotFoundError:  # removed since it was listed: there is nothing to send
-            continue
-    return found
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]

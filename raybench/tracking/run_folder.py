@@ -23,7 +23,7 @@ from raybench.errors import RunFolderError, StorageError
 from raybench.storage import Storage
 from raybench.tracking import lock
 from raybench.tracking.events import EventLog
-from raybench.tracking.lease import Lease
+from raybench.tracking.lease import Lease, is_alive
 from raybench.tracking.run_tables import CLAIMED, LOCK, OWN_NAMES, RunTables
 from raybench.tracking.stored_config import CONFIG_NAME, StoredConfig
 
@@ -171,6 +171,17 @@ class RunFolder(RunTables):
     def mark_finished(self) -> None:
         """Write `sweep_finished`: everything that the sweep asked for is there."""
         self.events.append("sweep_finished")
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a living process has the folder open; in a bucket, that takes up to 10 s.
+
+        Raises:
+            RunFolderError, StorageError: that cannot be told.
+        """
+        if self.storage.is_local:
+            return lock.is_held(self.path / LOCK)
+        return is_alive(self.storage, LOCK)
 
     @property
     def is_finished(self) -> bool:

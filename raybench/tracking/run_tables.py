@@ -25,11 +25,14 @@ OWN_NAMES = (
     "strata.csv",
     "faithfulness.csv",
     "faithfulness.parquet",
+    "published.csv",
     "explainer_search.csv",
     "predictions.parquet",
     "figures",
     "checkpoints",
     "lungs",
+    "report",
+    "report.html",
     "mlflow.db",
     "mlflow.db-journal",
     "mlflow.db-shm",
@@ -129,6 +132,15 @@ class RunTables:
         if not name.endswith(".png") or "/" in name:
             raise StorageError(f"{name!r}: a figure's name is plain and ends in .png")
         self._write(f"figures/{name}", png)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file, atomically.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.claim(name.split("/", 1)[0])
+        self._write(name, data)
 
     def read_csv(self, name: str) -> pd.DataFrame:
         """A CSV table of this folder, `trial_id` as text; empty where there is none.

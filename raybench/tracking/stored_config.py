@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from raybench.errors import RunFolderError
+from raybench.masking import masked_deep
 from raybench.storage import Storage
 
 CONFIG_NAME = "config.yaml"
@@ -86,19 +87,19 @@ class StoredConfig:
         return loaded if isinstance(loaded, dict) else {}
 
     def write(self, config: Mapping[str, Any], digest: str) -> None:
-        """Write both in one step. `config` holds plain types.
+        """Write both in one step. `config` holds plain types; passwords in it are masked.
 
         Raises:
             StorageError: the file cannot be written.
         """
-        body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        body = yaml.safe_dump(masked_deep(config), sort_keys=False, allow_unicode=True)
         self._storage.write(CONFIG_NAME, f"{_HEADER}# digest: {digest}\n{body}".encode())
 
     def differences(self, config: Mapping[str, Any]) -> str:
         """A message that says which keys of the stored configuration differ from `config`."""
         stored = flatten(self.load())
         # Through YAML, so that both sides went the same way and differ in what they say only.
-        now = flatten(yaml.safe_load(yaml.safe_dump(dict(config))) or {})
+        now = flatten(yaml.safe_load(yaml.safe_dump(masked_deep(config))) or {})
         keys = sorted(k for k in stored.keys() | now.keys() if stored.get(k) != now.get(k))
         lines = [f"{key}: {_value(stored, key)} there, {_value(now, key)} here" for key in keys]
         if not keys:

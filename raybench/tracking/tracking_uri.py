@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import sqlite3
 import ssl
@@ -14,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from raybench.errors import TrackingError
+from raybench.masking import masked
 
 _SQL_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _KNOWN = "http://host:port, https://..., sqlite:////absolute/path.db, postgresql://..., mysql://..."
@@ -25,9 +25,8 @@ def default(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def shown(text: str) -> str:
-    """`text` without passwords."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+shown = masked
+"""Text without passwords."""
 
 
 def home(uri: str, folder: Path) -> Path:
@@ -122,7 +121,7 @@ def _knock(uri: str, port: int) -> None:
 def _sqlite_path(uri: str) -> Path:
     path = uri.split("?", 1)[0].removeprefix("sqlite:///")
     if path == uri.split("?", 1)[0] or not path or path == ":memory:":
-        raise TrackingError(f"{uri!r}: expected a file, sqlite:////absolute/path.db")
+        raise TrackingError(f"{shown(uri)!r}: expected a file, sqlite:////absolute/path.db")
     return Path(path)
 
 

@@ -1,6 +1,7 @@
 """What a run folder says, as runs with parameters, tags, metrics and files. Knows no MLflow.
 
-One view is the sweep's, one each trial's; `metrics` names and computes the figures.
+One view is the sweep's, one each trial's, one each row's of the leaderboard;
+`metrics` names and computes the figures.
 """
 
 from __future__ import annotations
@@ -8,86 +9,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from raybench.tracking import metrics
 from raybench.tracking.events import Event
+from raybench.tracking.explanation_view import TABLE_TAG, explanations, logged_table
 from raybench.tracking.maps import NO_TRIAL
 from raybench.tracking.run_folder import RunFolder
+from raybench.tracking.shown import Point, RunStatus, RunView, SweepView
 from raybench.tracking.stored_config import flatten
-
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED"]
 
 _NOT_CURVES = {"time", "kind", "trial_id", "backbone", "epoch", "phase"}
 _STEPS = {"trial_started", "epoch", "trial_finished"}
 _UNETS = ("trials_supervised.csv", "trials_lungs.csv")
 _BOARDS = ("leaderboard.csv", "comparisons.csv", "strata.csv", "faithfulness.csv")
-_TABLES = ("config.yaml", "trials.csv", *_UNETS, *_BOARDS, "explainer_search.csv")
+_PAGE = "report.html"
+_TABLES = (
+    *("config.yaml", "trials.csv", *_UNETS, *_BOARDS, "published.csv", "explainer_search.csv"),
+    _PAGE,
+)
 _MAX_VALUE = 6000
 _MAX_ERROR = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One value of a curve. `number` counts the trial's epoch events, in the order of the log."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """One run as MLflow should show it.
-
-    Attributes:
-        trial_id: None for the sweep itself.
-        name: the run's name.
-        params: flat name to text; they never change.
-        tags: text; they may change.
-        curve: the points of all epochs, the last occurrence of each.
-        n_epoch_events: how many epoch events the log holds for the trial.
-        metrics: single figures; `metrics_ms` says when they were written.
-        status, start_ms, end_ms: of the run; milliseconds since 1970.
-        files: local path and the folder they go to, in order.
-    """
-
-    trial_id: str | None
-    name: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    curve: tuple[Point, ...]
-    n_epoch_events: int
-    metrics: dict[str, float]
-    metrics_ms: int
-    status: RunStatus
-    start_ms: int
-    end_ms: int | None
-    files: tuple[tuple[Path, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SweepView:
-    """A sweep: `key` finds its runs again, `started` tells it from one that was overwritten."""
-
-    name: str
-    key: str
-    started: str
-    parent: RunView
-    trials: tuple[RunView, ...]
 
 
 def fingerprint(run: RunFolder) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of the files that the views are made of: equal means nothing new."""
     names = [run.path / name for name in ("events.jsonl", "scores.parquet", *_TABLES)]
     found = []
-    for path in [*names, *_figures(run)]:
+    for path in [*names, *_figures(run), *_page_files(run)]:
         try:
             stat = path.stat()
         except FileNotFoundError:
@@ -115,20 +68,22 @@ def view(run: RunFolder) -> SweepView:
         if "trial_id" in event:
             by_trial[str(event["trial_id"])].append(event)
     start_ms = _ms(starts[0]) if starts else 0
+    shown = tuple(
+        _with_winners(
+            _trial(run, trial_id, own or [{"time": start_ms / 1000, "kind": ""}], trials, scores),
+            winners.get(trial_id, []),
+        )
+        for trial_id, own in by_trial.items()
+    )
+    board = run.read_csv("leaderboard.csv")
+    when = _written(run, "leaderboard.csv", events)
     return SweepView(
         name=name,
         key=f"{run.digest}:{metrics.name_part(name)}",
         started=str(start_ms),
         parent=_with_winners(_sweep(run, config, name, events), winners.get(NO_TRIAL, [])),
-        trials=tuple(
-            _with_winners(
-                _trial(
-                    run, trial_id, own or [{"time": start_ms / 1000, "kind": ""}], trials, scores
-                ),
-                winners.get(trial_id, []),
-            )
-            for trial_id, own in by_trial.items()
-        ),
+        trials=shown,
+        explanations=explanations(board, shown, config, winners, when),
     )
 
 
@@ -175,11 +130,13 @@ def _sweep(run: RunFolder, config: Mapping[str, Any], name: str, events: list[Ev
         metrics.metric_name("stage_seconds", event.get("stage")): event.get("seconds")
         for event in done
     }
-    board = metrics.leaderboard(run.read_csv("leaderboard.csv"))
+    table = run.read_csv("leaderboard.csv")
     started = next((event for event in events if event["kind"] == "sweep_started"), {})
     tags = {"raybench.version": str(started["version"])} if "version" in started else {}
-    tags["status"] = "finished" if ends else "unfinished"
-    files = [(run.path / table, "") for table in _TABLES if (run.path / table).is_file()]
+    tags |= {"kind": "sweep", "status": "finished" if ends else "unfinished"}
+    if len(table):
+        tags["mlflow.loggedArtifacts"] = TABLE_TAG
+    files = [(run.path / named, "") for named in _TABLES if (run.path / named).is_file()]
     return RunView(
         trial_id=None,
         name=name,
@@ -187,12 +144,17 @@ def _sweep(run: RunFolder, config: Mapping[str, Any], name: str, events: list[Ev
         tags=tags,
         curve=(),
         n_epoch_events=0,
-        metrics=metrics.finite({**stages, **board}),
+        metrics=metrics.finite({**stages, **metrics.leaderboard(table)}),
         metrics_ms=_written(run, "leaderboard.csv", events),
         status="FINISHED" if ends else "RUNNING",
         start_ms=_ms(events[0]) if events else 0,
         end_ms=_ms(ends[-1]) if ends else None,
-        files=(*files, *((figure, "figures") for figure in _figures(run))),
+        files=(
+            *files,
+            *((figure, "figures") for figure in _figures(run)),
+            *((path, path.parent.relative_to(run.path).as_posix()) for path in _page_files(run)),
+        ),
+        texts=logged_table(table),
     )
 
 
@@ -213,7 +175,7 @@ def _trial(
         trial_id=trial_id,
         name=f"{trial_id} {backbone}".strip(),
         params=_params({"backbone": backbone, **started.get("hyperparameters", {})}),
-        tags={"backbone": backbone, **tags},
+        tags={"kind": "trial", "backbone": backbone, **tags},
         curve=tuple(_curve(epochs)),
         n_epoch_events=len(epochs),
         metrics=metrics.finite(figures),
@@ -260,6 +222,11 @@ def _row(trials: pd.DataFrame, trial_id: str) -> dict[str, Any]:
 
 def _figures(run: RunFolder) -> list[Path]:
     return sorted((run.path / "figures").glob("[!.]*.png"))
+
+
+def _page_files(run: RunFolder) -> list[Path]:
+    """What lies beside the report for it to show."""
+    return sorted(path for path in (run.path / "report").rglob("[!.]*") if path.is_file())
 
 
 def _names(stem: str, trial_id: str) -> bool:

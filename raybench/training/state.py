@@ -137,13 +137,24 @@ def newest(files: Storage, folder: str, recipe: Recipe) -> State | None:
         folder: of the trial, with a folder `checkpoint_*` for each one kept.
     """
     wanted = digest(recipe)
-    kept = [name for name in files.names(folder) if name.startswith("checkpoint_")]
-    for name in reversed(kept):
-        try:
-            state = State.read(files, f"{folder}/{name}")
-        except _UNREADABLE as error:
-            log.info("%s is not a whole checkpoint: %s", name, error)
-            continue
-        if state.recipe == wanted:
-            return state
-    return None
+    found: State | None = None
+    for own in (folder, *_named_after(files, folder)):
+        kept = [name for name in files.names(own) if name.startswith("checkpoint_")]
+        for name in reversed(kept):
+            try:
+                state = State.read(files, f"{own}/{name}")
+            except _UNREADABLE as error:
+                log.info("%s is not a whole checkpoint: %s", name, error)
+                continue
+            if state.recipe == wanted:
+                if found is None or state.next_epoch > found.next_epoch:
+                    found = state
+                break
+    return found
+
+
+def _named_after(files: Storage, folder: str) -> list[str]:
+    """Folders that Tune made of a trial when a kill had left one of its name: `t0001_40f1`."""
+    parent, _, own = folder.rpartition("/")
+    names = [name for name in files.names(parent) if name.startswith(f"{own}_")] if own else []
+    return [f"{parent}/{name}" if parent else name for name in names]

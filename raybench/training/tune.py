@@ -14,6 +14,7 @@ import optuna
 import ray
 from ray import tune
 
+from raybench.errors import StorageError
 from raybench.storage import Storage
 from raybench.training.budget import Budget, was_over
 from raybench.training.loop import DivergedError
@@ -38,6 +39,13 @@ log = logging.getLogger(__name__)
 
 SCORE = "best_val_score"
 """What Optuna and the schedulers maximise: the highest score of the task on Val so far."""
+
+
+_DEATHS = 8
+"""Workers that a trial may lose (a node taken away, memory out): it goes on from its last epoch."""
+
+_MAY_PASS = (OSError, StorageError, MemoryError)
+"""Errors that another try can be without; any other one would only come again."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,15 @@ def _trial(drawn: dict[str, Any], job: TrialJob, files: Storage, folder: str) ->
     if state is None or state.next_epoch < recipe.n_epochs:
         try:
             state = train_one(job, recipe, report, state, device)
-        except DivergedError as error:
+        except _MAY_PASS:
+            raise
+        except Exception as error:
             # Raised, it would be taken for a worker's death, and the same epochs trained again.
             trained = newest(files, own, recipe)
             n_epochs = 0 if trained is None else trained.next_epoch
-            tune.report(_no_epoch(n_epochs) | {GAVE_UP: str(error), N_LEFT: 0})
+            diverged = isinstance(error, DivergedError)
+            why = str(error) if diverged else f"{type(error).__name__}: {error}"
+            tune.report(_no_epoch(n_epochs) | {GAVE_UP: why, N_LEFT: 0})
             return
     if job.judge is not None:
         report(state.epoch, state, job.judge(state.best, recipe, device))
@@ -127,6 +139,8 @@ def search(
     # By default the driver's state is saved so rarely that young trials would begin again.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Its own handler swallows Ctrl-C, hands out half a search, and stays behind when it is over.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed stands in the results
@@ -200,7 +214,7 @@ def _new_tuner(
             callbacks=[Relay(job.recipes, job.task.score)],
             stop=SpentStopper(),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-            failure_config=tune.FailureConfig(max_failures=1),
+            failure_config=tune.FailureConfig(max_failures=_DEATHS),
         ),
     )
 
@@ -215,8 +229,9 @@ def _result(job: TrialJob, folder: str, result: Any) -> TrialResult:
         error = next((s for s in reversed(str(result.error).splitlines()) if s.strip()), "unknown")
     checkpoint = None
     if result.checkpoint is not None:
-        kept = PurePosixPath(result.checkpoint.path).name
-        checkpoint = f"{folder}/{trial_name(result.config)}/{kept}/{BEST}"
+        # Tune adds to a trial's name where a kill left a folder of that name behind.
+        own, kept = PurePosixPath(result.checkpoint.path).parts[-2:]
+        checkpoint = f"{folder}/{own}/{kept}/{BEST}"
     status = "finished" if n_epochs >= recipe.n_epochs else "stopped"
     return TrialResult(
         trial_id=trial_name(result.config),

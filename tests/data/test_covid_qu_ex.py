@@ -220,7 +220,7 @@ BOMB = SOUND[:16] + (100_000).to_bytes(4, "big") * 2 + SOUND[24:]
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        ("images", b"", "neither a PNG nor a JPEG"),
+        ("images", b"", "the file is empty"),
         ("images", SOUND[:-20], "cut short"),
         ("images", png_with(SOUND, len(SOUND) - 20, 7), "checksum"),
         ("images", BOMB, "checksum"),

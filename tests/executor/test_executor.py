@@ -231,7 +231,7 @@ def test_a_killed_worker_costs_nothing_but_time(ray_cluster: None, checkpoint: b
     explainer = Lime(n_samples=200, chunk=20)
     whole = _maps(Execution(mode="local"), checkpoint, subjects)
     jobs = (Job(s.image_id, explainer, s, "t0") for s in subjects)
-    pids = ray.get([w.pid.remote() for w in pool._workers])
+    pids = ray.get([w.actor.pid.remote() for w in pool.workers.living])
     outcomes = {}
     for outcome in run_jobs(jobs, pool):
         if not outcomes:
@@ -271,7 +271,9 @@ def test_helpers_do_what_needs_no_model_and_workers_the_rest(
     # Workers cannot import a test: its classes travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     pool = RayPool(lambda key: checkpoint, n_workers=1, cpus=1, gpus=0, n_helpers=1)
-    worker, helper = (ray.get(actors[0].pid.remote()) for actors in (pool._workers, pool._helpers))
+    worker, helper = (
+        ray.get(kind.living[0].actor.pid.remote()) for kind in (pool.workers, pool.helpers)
+    )
     assert (pool.slots, pool.free_slots) == (2, 2)
     outcomes = list(run_jobs((Job(i, Places(), "", "t0") for i in range(9)), pool))
     pool.close()

@@ -20,6 +20,7 @@ from raybench.studies.faithfulness_stage import faithfulness, plan_lines
 from raybench.studies.faithfulness_table import COLUMNS, FIGURES, beside
 from raybench.tracking.maps import table_name
 from raybench.tracking.metrics import leaderboard
+from raybench.tracking.run_folder import RunFolder
 from tests.studies.searching import CONFIG, SIZES, Counted, context_at
 
 BEST = {"t0": "test_resnet"}
@@ -49,13 +50,15 @@ def checkpoint() -> bytes:
     return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
 
 
-def _context(folder: Path, checkpoint: bytes) -> Context:
-    """A sweep whose maps are made."""
+def _context(folder: Path, checkpoint: bytes, where: str = "") -> Context:
+    """A sweep whose maps are made; its run folder is at `where`, or is the folder itself."""
     config = SweepConfig.model_validate(
         CONFIG
         | {"faithfulness": ASKED, "explainer_search": None, "explain": {"explainers": EXPLAINERS}}
     )
     context = replace(context_at(folder), config=config)
+    if where:
+        context = replace(context, run=RunFolder(where))
     explain(context, Counted(checkpoint), SIZES, ["t0"], {})
     return context
 
@@ -78,6 +81,23 @@ def test_a_killed_stage_goes_on_and_is_the_uninterrupted_one(
     third = Counted(checkpoint)
     faithfulness(killed, third, SIZES, BEST, {})
     assert third.n_units == 0
+
+
+def test_in_a_bucket_it_is_the_local_one(
+    checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    near = _context(tmp_path / "near", checkpoint)
+    far = _context(tmp_path / "far", checkpoint, f"memory://{tmp_path.name}/run")
+    pool = Counted(checkpoint)
+    expected = faithfulness(near, pool, SIZES, BEST, {})
+    found = faithfulness(far, Counted(checkpoint), SIZES, BEST, {})
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    second = Counted(checkpoint)
+    faithfulness(far, second, SIZES, BEST, {})
+    assert second.n_units == 0
+    assert {"faithfulness.csv", "faithfulness.parquet"} <= set(far.run.storage.names())
+    assert (far.run.path / "faithfulness.csv").exists(), "what MLflow is given"
 
 
 def test_tables_hold_curves_means_and_intervals(checkpoint: bytes, tmp_path: Path) -> None:

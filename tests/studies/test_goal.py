@@ -207,7 +207,8 @@ def test_val_localisation_is_shown_and_tracked_where_it_is_there() -> None:
     found = classification(frame.iloc[0].to_dict())
     assert found == {"classification/val_accuracy": 0.8, "search/val_localisation": 0.123}
     for shown in (frame, frame.drop(columns="val_localisation")):
-        tables = {"trials.csv": shown, "leaderboard.csv": pd.DataFrame()}
+        empty = pd.DataFrame()
+        tables = {"trials.csv": shown, "leaderboard.csv": empty, "published.csv": empty}
         run = SimpleNamespace(
             read_csv=tables.__getitem__,
             events=SimpleNamespace(read=list),

@@ -83,7 +83,8 @@ def test_the_summary_shows_the_interval(tmp_path: Path) -> None:
     known = records(False)
     scores = scores_by_trial(context_of(known, predictions(known, ("a", "b"))), "Test", ["a"])
     trials = scores.assign(backbone="net", status="finished", n_epochs=3, best=[True, False])
-    tables = {"trials.csv": trials, "leaderboard.csv": pd.DataFrame()}
+    empty = pd.DataFrame()
+    tables = {"trials.csv": trials, "leaderboard.csv": empty, "published.csv": empty}
     run = SimpleNamespace(
         read_csv=tables.__getitem__,
         events=SimpleNamespace(read=list),

@@ -124,7 +124,7 @@ def test_projecting_again_adds_nothing(tmp_path: Path, elsewhere: Path) -> None:
     first = project(run)
     rows, sent = dump(run.path), files(run.path)
     assert first.n_metrics > 50
-    assert first.n_files == 3 + 3 + 2  # tables, figures, and two figures once more with their trial
+    assert first.n_files == 4 + 3 + 2  # tables, figures, and two figures once more with their trial
     again = project(run)
     assert (again.n_metrics, again.n_files) == (0, 0)
     assert (dump(run.path), files(run.path)) == (rows, sent)
