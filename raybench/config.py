@@ -20,6 +20,7 @@ from raybench.config_errors import problems_of
 from raybench.config_explain import Explain, Scoring, Tracking
 from raybench.config_goal import Search
 from raybench.config_overrides import override
+from raybench.config_sanity import Sanity
 from raybench.config_search import search_problems
 from raybench.config_yaml import read_sweep_file
 from raybench.data import CheXlocalize, DatasetSettings, Folder
@@ -68,6 +69,9 @@ class SweepConfig(Settings):
     faithfulness: SweepFaithfulness | None = Field(
         None, description="whether the maps' faithfulness to the models is asked; null: no"
     )
+    sanity: Sanity | None = Field(
+        None, description="whether maps change as models are randomised is asked; null: no"
+    )
     ensemble: Ensemble | None = Field(
         None, description="the mean of several trials as one more classifier; null: none"
     )
@@ -110,6 +114,13 @@ class SweepConfig(Settings):
             if problems:
                 raise ValueError("\n".join(problems))
         return search
+
+    @field_validator("sanity")
+    @classmethod
+    def _has_stages(cls, sanity: Sanity | None, info: ValidationInfo) -> Sanity | None:
+        if sanity is not None:
+            sanity.check(recipe.name for recipe in info.data.get("backbones", ()))
+        return sanity
 
     @field_validator("ensemble")
     @classmethod

@@ -29,6 +29,8 @@ from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.published_stage import write_published
 from raybench.studies.report_stage import write_report
+from raybench.studies.sanity_stage import sanity
+from raybench.studies.sanity_table import with_sanity
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
@@ -155,13 +157,14 @@ def _compute(context: Context, resume: bool) -> None:
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
             faithful = faithfulness(context, pool, sizes, _searched(judged), winners)
+            sane = sanity(context, pool, sizes, _searched(judged), winners)
         finally:
             pool.close()
         scores = score(context, judged, full, winners, supervised)
         chosen = list(shown(judged).trial_id)
         compared = compare(scores, chosen, context, supervised)
         board = compared.join(leaderboard(scores, chosen, context, supervised))
-        board = beside(board, faithful)
+        board = with_sanity(beside(board, faithful), sane)
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)

@@ -25,6 +25,8 @@ OWN_NAMES = (
     "strata.csv",
     "faithfulness.csv",
     "faithfulness.parquet",
+    "sanity.csv",
+    "sanity.parquet",
     "published.csv",
     "explainer_search.csv",
     "predictions.parquet",
