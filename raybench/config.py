@@ -20,7 +20,7 @@ from raybench.config_errors import problems_of
 from raybench.config_explain import Explain, Scoring, Tracking
 from raybench.config_goal import Search
 from raybench.config_overrides import override
-from raybench.config_sanity import Sanity
+from raybench.config_sanity import Sanity, Stability
 from raybench.config_search import search_problems
 from raybench.config_yaml import read_sweep_file
 from raybench.data import CheXlocalize, DatasetSettings, Folder
@@ -71,6 +71,9 @@ class SweepConfig(Settings):
     )
     sanity: Sanity | None = Field(
         None, description="whether maps change as models are randomised is asked; null: no"
+    )
+    stability: Stability | None = Field(
+        None, description="whether maps stay over seeds and noise is asked; null: no"
     )
     ensemble: Ensemble | None = Field(
         None, description="the mean of several trials as one more classifier; null: none"

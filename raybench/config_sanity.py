@@ -68,6 +68,26 @@ class Sanity(Settings):
                         raise ValueError(f"depths: {error}") from error
 
 
+class Stability(Settings):
+    """How alike maps stay over an explainer's seeds, and over noise too small to change the class.
+
+    Asked on Test images that are explained.
+    """
+
+    n_images: int = Field(
+        8, ge=1, le=MOST_IMAGES, description="of the explained Test images, evenly over the list"
+    )
+    n_seeds: int = Field(3, ge=1, le=100, description="other seeds of each explainer that has one")
+    n_noise: int = Field(3, ge=1, le=100, description="draws of noise an image")
+    noise: float = Field(
+        2.0,
+        gt=0,
+        le=64,
+        description="standard deviation of Gaussian noise, grey levels of 0 to "
+        "255, on the X-ray before preprocessing",
+    )
+
+
 def _order(depth: Depth) -> float:
     """Shallow first."""
     if isinstance(depth, int):

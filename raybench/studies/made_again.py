@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -61,15 +61,17 @@ class _Asked:
 
 
 class Method:
-    """What is changed of a map, and what is told of the two.
+    """What is changed of a map, and what is told of the two."""
 
-    Attributes:
-        stage: names the stage and its tables.
-        figures: columns that `compare` gives.
-    """
+    @property
+    @abstractmethod
+    def stage(self) -> str:
+        """Names the stage and its tables."""
 
-    stage: ClassVar[str]
-    figures: ClassVar[tuple[str, ...]]
+    @property
+    @abstractmethod
+    def figures(self) -> tuple[str, ...]:
+        """Columns that `compare` gives."""
 
     @abstractmethod
     def job(self, again: Again, material: Material, known: Known, keys: Mapping[str, str]) -> Job:

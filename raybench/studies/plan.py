@@ -11,7 +11,13 @@ from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
-from raybench.studies import faithfulness_stage, lungs_stage, sanity_stage, supervised_stage
+from raybench.studies import (
+    faithfulness_stage,
+    lungs_stage,
+    sanity_stage,
+    stability_stage,
+    supervised_stage,
+)
 from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -175,12 +181,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     n_best = len(config.backbones) + bool(plan.n_members)
     yield from faithfulness_stage.plan_lines(config, plan.explained["Test"], n_best)
     yield from sanity_stage.plan_lines(config, plan.explained["Test"])
+    yield from stability_stage.plan_lines(config, plan.explained["Test"], n_best)
     n_files = plan.n_trials + bool(plan.n_members)
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"
-    found += "" if config.faithfulness is None else " faithfulness.csv, faithfulness.parquet,"
-    found += "" if config.sanity is None else " sanity.csv, sanity.parquet,"
+    for name in ("faithfulness", "sanity", "stability"):
+        found += "" if getattr(config, name) is None else f" {name}.csv, {name}.parquet,"
     yield f"  report.html, leaderboard.csv, comparisons.csv, strata.csv,{found} figures/*.png,"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     unets = [name for name in ("supervised", "lungs") if getattr(config, name) is not None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -45,8 +44,15 @@ class Randomised(Method):
 
     seed: int
 
-    stage: ClassVar[str] = "sanity"
-    figures: ClassVar[tuple[str, ...]] = FIGURES
+    @property
+    def stage(self) -> str:
+        """See `Method`."""
+        return "sanity"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Method`."""
+        return FIGURES
 
     def job(self, again: Again, material: Material, known: Known, keys: Mapping[str, str]) -> Job:
         """See `Method`: the explainer as it is, so with the same perturbations."""

@@ -35,6 +35,8 @@ from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
 from raybench.studies.shortcut_check import warn_of_shortcuts
+from raybench.studies.stability_stage import stability
+from raybench.studies.stability_table import with_stability
 from raybench.studies.strata_stage import strata
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
@@ -158,13 +160,14 @@ def _compute(context: Context, resume: bool) -> None:
             explain(context, pool, sizes, full, winners)
             faithful = faithfulness(context, pool, sizes, _searched(judged), winners)
             sane = sanity(context, pool, sizes, _searched(judged), winners)
+            scores = score(context, judged, full, winners, supervised)
+            stable = stability(context, pool, sizes, _searched(judged), winners, scores)
         finally:
             pool.close()
-        scores = score(context, judged, full, winners, supervised)
         chosen = list(shown(judged).trial_id)
         compared = compare(scores, chosen, context, supervised)
         board = compared.join(leaderboard(scores, chosen, context, supervised))
-        board = with_sanity(beside(board, faithful), sane)
+        board = with_stability(with_sanity(beside(board, faithful), sane), stable)
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)

@@ -27,6 +27,8 @@ OWN_NAMES = (
     "faithfulness.parquet",
     "sanity.csv",
     "sanity.parquet",
+    "stability.csv",
+    "stability.parquet",
     "published.csv",
     "explainer_search.csv",
     "predictions.parquet",

@@ -25,11 +25,15 @@ from raybench.studies.explain_stage import explain
 from raybench.studies.sanity_stage import plan_lines, sanity
 from raybench.studies.sanity_table import COLUMNS, with_sanity
 from raybench.types import Arrays, AttributionMap, Subject, Unit
-from tests.studies.searching import CONFIG, SIZES, Counted, context_at
+from tests.studies.searching import CONFIG, FINE, SIZES, Counted, context_at
 
 BEST = {"t0": "test_resnet"}
 ASKED = {"n_images": 2, "depths": ["head", "full"], "draws": 1}
-EXPLAINERS = [{"name": "lime", "n_samples": 30}, {"name": "saliency"}, {"name": "whole_lung"}]
+EXPLAINERS = [
+    {"name": "lime", "n_samples": 30, "superpixels": FINE},
+    {"name": "saliency"},
+    {"name": "whole_lung"},
+]
 
 
 class _Redrawn(Explainer):
