@@ -33,6 +33,11 @@ class Sanity(Settings):
     draws: int = Field(
         2, ge=1, le=100, description="random networks a depth; images are dealt to them in turn"
     )
+    shuffled_labels: bool = Field(
+        False,
+        description="also train each best trial once more on permuted labels, and hold its maps "
+        "against the real ones",
+    )
     unmoved_above: float = Field(
         0.5,
         ge=-1,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from raybench.report.style import COLOURS, clean, need
 
-_DASHES = ("-", "--", ":", "-.")
+Dash = Literal["-", "--", ":", "-."]
+_DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
+_LABELS = "labels"
+_WORDS = {_LABELS: "permuted\nlabels", "1": "last stage", "partial": "last stage"}
 
 
 def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
     """Mean rank correlation by depth, a panel a model, a colour and dash an explainer.
+
+    A model that was trained on permuted labels is no depth: it stands apart, as points.
 
     Args:
         table: `backbone`, `trial_id`, `explainer`, `depth` (shallow ones first), `rank` with
@@ -32,19 +41,35 @@ def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
         depths = ["trained", *dict.fromkeys(rows["depth"])]
         for i, explainer in enumerate(explainers):
             part = rows[rows["explainer"] == explainer].set_index("depth")
-            x = [depths.index(depth) for depth in part.index]
-            style = _DASHES[i // len(COLOURS) % len(_DASHES)]
-            colour = COLOURS[i % len(COLOURS)]
-            ax.plot([0, *x], [1.0, *part["rank"]], style, color=colour, label=explainer)
-            ax.fill_between(x, part["rank_low"], part["rank_high"], color=colour, alpha=0.12)
+            _curve(ax, part, depths, _dash(i), COLOURS[i % len(COLOURS)])
         ax.axhline(unmoved_above, color="grey", linewidth=0.8, linestyle=":")
         ax.axhline(0, color="grey", linewidth=0.5)
-        ax.set_xticks(range(len(depths)), depths, fontsize=8)
+        ax.set_xticks(range(len(depths)), [_WORDS.get(d, d) for d in depths], fontsize=8)
         ax.set_title(f"{backbone} ({trial_id})", fontsize=9)
         ax.set_xlabel("what of the model is drawn anew", fontsize=8)
         clean(ax)
     axes[0].set_ylabel("rank correlation with the trained model's map", fontsize=8)
     axes[0].set_ylim(-1.02, 1.02)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], linestyle=_dash(i), label=name)
+        for i, name in enumerate(explainers)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _curve(ax: Axes, part: pd.DataFrame, depths: list[str], dash: Dash, colour: str) -> None:
+    """One explainer's; `part` is indexed by depth."""
+    cascade = part[part.index != _LABELS]
+    x = [depths.index(depth) for depth in cascade.index]
+    ax.plot([0, *x], [1.0, *cascade["rank"]], linestyle=dash, color=colour)
+    ax.fill_between(x, cascade["rank_low"], cascade["rank_high"], color=colour, alpha=0.12)
+    if _LABELS in part.index:
+        at = part.loc[_LABELS]
+        where = depths.index(_LABELS)
+        ax.plot([where, where], [at["rank_low"], at["rank_high"]], color=colour, linewidth=1)
+        ax.plot([where], [at["rank"]], "o", color=colour, markersize=5)
+
+
+def _dash(number: int) -> Dash:
+    return _DASHES[number // len(COLOURS) % len(_DASHES)]

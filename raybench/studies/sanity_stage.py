@@ -30,13 +30,16 @@ from raybench.studies.made_again import (
     some_of_test,
 )
 from raybench.studies.material import Material
-from raybench.studies.sanity_table import COLUMNS, FIGURES, summary
+from raybench.studies.sanity_table import COLUMNS, FIGURES, LABELS, summary
+from raybench.studies.shuffled_stage import shuffled_key
 from raybench.types import Mask, Values
 
 
 @dataclass(frozen=True)
 class Randomised(Method):
-    """The model is drawn anew to some depth; all else, the explained class too, stays.
+    """The model is drawn anew to some depth, or is the one that learned permuted labels.
+
+    All else, the explained class too, stays.
 
     Attributes:
         seed: the sweep's.
@@ -59,7 +62,10 @@ class Randomised(Method):
         subject = material.subject(again.explainer, again.record, again.trial_id)
         asked = replace(subject, target=known.target)
         key = keys.get(again.trial_id, again.trial_id)
-        model = with_depth(key, depth_named(again.change), draw_seed(self.seed, again.number))
+        if again.change == LABELS:
+            model = key.replace(again.trial_id, shuffled_key(again.trial_id), 1)
+        else:
+            model = with_depth(key, depth_named(again.change), draw_seed(self.seed, again.number))
         return Job(again, again.explainer, asked, model)
 
     def compare(
@@ -85,6 +91,7 @@ def sanity(
     sizes: Mapping[str, tuple[int, int]],
     chosen: Mapping[str, str],
     winners: Winners,
+    learned: Mapping[str, float],
 ) -> pd.DataFrame:
     """Ask what is not known yet; write `sanity.csv`, `sanity.parquet` and the figure.
 
@@ -93,6 +100,7 @@ def sanity(
         chosen: the best trial of each backbone (the ensemble is left out: its members are asked),
             and the backbone of each.
         winners: of the search over settings.
+        learned: trials that have a model trained on permuted labels, and how many it learned.
 
     Returns:
         The table, columns as in `COLUMNS`; empty where the sweep does not ask for it.
@@ -101,7 +109,7 @@ def sanity(
     if settings is None:
         return pd.DataFrame(columns=list(COLUMNS))
     trials = [trial_id for trial_id in chosen if trial_id != ENSEMBLE]
-    everything = list(_items(context, settings, trials, winners))
+    everything = list(_items(context, settings, trials, winners, learned))
     with context.stage("sanity", maps=len(everything)):
         rows = make_again(context, pool, sizes, Randomised(context.config.seed), everything)
         rows.insert(0, "backbone", [chosen[trial_id] for trial_id in rows.trial_id])
@@ -113,7 +121,9 @@ def sanity(
             ]
             for trial_id in trials
         }
-        found = summary(rows, settings, blind, context.explained["Test"], context.config.seed)
+        found = summary(
+            rows, settings, blind, context.explained["Test"], context.config.seed, learned
+        )
         context.run.write_csv("sanity.csv", found)
         if found["rank"].notna().any():
             context.run.write_figure(
@@ -123,7 +133,11 @@ def sanity(
 
 
 def _items(
-    context: Context, settings: Sanity, trials: Sequence[str], winners: Winners
+    context: Context,
+    settings: Sanity,
+    trials: Sequence[str],
+    winners: Winners,
+    learned: Mapping[str, float],
 ) -> Iterator[Again]:
     """Network by network, so that each is made once."""
     records = list(enumerate(some_of_test(context, settings.n_images)))
@@ -135,6 +149,10 @@ def _items(
                     for number, record in records:
                         if number % settings.draws == draw:
                             yield Again(trial_id, explainer, record, str(depth), draw)
+        if trial_id in learned:
+            for explainer in asked:
+                for _, record in records:
+                    yield Again(trial_id, explainer, record, LABELS, 0)
 
 
 def plan_lines(config: SweepConfig, n_test: int) -> Iterator[str]:
@@ -147,10 +165,13 @@ def plan_lines(config: SweepConfig, n_test: int) -> Iterator[str]:
     if settings is None:
         return
     asked = [e for e in config.explain.explainers if e.uses_model]
-    n = min(settings.n_images, n_test) * len(settings.depths) * len(config.backbones)
+    ways = len(settings.depths) + settings.shuffled_labels
+    n = min(settings.n_images, n_test) * ways * len(config.backbones)
     n *= 1 if config.explainer_search is None else 2  # and the winners
     passes = n * sum(e.n_forward_planned() for e in asked)
     yield (
-        f"Sanity: models randomised {len(settings.depths)} ways, at most {n * len(asked):,} maps "
-        f"of them, {passes:,} forward passes"
+        f"Sanity: models randomised {ways} ways, at most {n * len(asked):,} maps of them, "
+        f"{passes:,} forward passes"
     )
+    if settings.shuffled_labels:
+        yield f"  and {len(config.backbones)} trained once more, on permuted labels"

@@ -16,10 +16,12 @@ from raybench.types import XrayRecord
 
 KEY = ("backbone", "trial_id", "explainer")
 FIGURES = ("rank", "rank_of_sizes", "ssim")
+LABELS = "labels"
+"""Stands for a depth where the model was trained on permuted labels."""
 COLUMNS = (
     *(*KEY, "depth"),
     *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")),
-    *("n", "n_errors", "unmoved", "by_construction"),
+    *("n", "n_errors", "unmoved", "by_construction", "learned"),
 )
 
 
@@ -29,6 +31,7 @@ def summary(
     blind: Mapping[tuple[str, str], Sequence[str]],
     records: Sequence[XrayRecord],
     seed: int,
+    learned: Mapping[str, float],
 ) -> pd.DataFrame:
     """Means with 95% bootstrap intervals over patients, a row a model, explainer and depth.
 
@@ -41,6 +44,8 @@ def summary(
         blind: by backbone and trial, the explainers that ask no model.
         records: the explained images of Test.
         seed: of the intervals.
+        learned: by trial, the share of permuted labels that its counterpart learned: in the rows
+            of `labels`.
 
     Returns:
         Columns as in `COLUMNS`.
@@ -54,9 +59,11 @@ def summary(
             low = float(of.get("rank_low", math.nan))
             known = depth == "full" and not math.isnan(low)
             flag = {"unmoved": low > settings.unmoved_above if known else None}
-            found.append(row | of | flag | {"by_construction": False})
+            fit = learned.get(trial_id) if depth == LABELS else None
+            found.append(row | of | flag | {"by_construction": False, "learned": fit})
         for title in titles:
-            for depth in map(str, settings.depths):
+            depths = [*map(str, settings.depths), *([LABELS] if trial_id in learned else [])]
+            for depth in depths:
                 one = {"backbone": backbone, "trial_id": trial_id, "explainer": title}
                 alike = {f"{name}{end}": 1.0 for name in FIGURES for end in ("", "_low", "_high")}
                 flag = {"unmoved": True if depth == "full" else None, "by_construction": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from rich.console import Console
@@ -20,23 +21,18 @@ from raybench.studies.comparing import compare
 from raybench.studies.context import Context, explained_images
 from raybench.studies.ensemble_stage import shown
 from raybench.studies.explain_stage import explain
-from raybench.studies.faithfulness_stage import faithfulness
-from raybench.studies.faithfulness_table import beside
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
+from raybench.studies.looking_closer import look_closer
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.published_stage import write_published
 from raybench.studies.report_stage import write_report
-from raybench.studies.sanity_stage import sanity
-from raybench.studies.sanity_table import with_sanity
 from raybench.studies.score_stage import score
 from raybench.studies.search_stage import search
 from raybench.studies.sentences import headlines
 from raybench.studies.shortcut_check import warn_of_shortcuts
-from raybench.studies.stability_stage import stability
-from raybench.studies.stability_table import with_stability
 from raybench.studies.strata_stage import strata
 from raybench.studies.summary import show
 from raybench.studies.supervised_stage import supervise
@@ -158,16 +154,14 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
-            faithful = faithfulness(context, pool, sizes, _searched(judged), winners)
-            sane = sanity(context, pool, sizes, _searched(judged), winners)
-            scores = score(context, judged, full, winners, supervised)
-            stable = stability(context, pool, sizes, _searched(judged), winners, scores)
         finally:
             pool.close()
-        chosen = list(shown(judged).trial_id)
+        scores = score(context, judged, full, winners, supervised)
+        best = _searched(judged)
+        join = look_closer(context, partial(_pool, context), sizes, best, winners, scores, resume)
+        chosen = list(best)
         compared = compare(scores, chosen, context, supervised)
-        board = compared.join(leaderboard(scores, chosen, context, supervised))
-        board = with_stability(with_sanity(beside(board, faithful), sane), stable)
+        board = join(compared.join(leaderboard(scores, chosen, context, supervised)))
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)

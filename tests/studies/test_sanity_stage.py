@@ -106,7 +106,7 @@ def test_edges_are_unmoved_and_a_linear_models_gradient_is_moved(tmp_path: Path)
     context = _context(tmp_path, [_Redrawn(), Saliency()])
     pool = _pool_of(lambda key: 0 if depth_of(key) is None else depth_of(key)[1] % 1000)
     explain(context, pool, SIZES, ["t0"], {})
-    found = sanity(context, pool, SIZES, BEST, {})
+    found = sanity(context, pool, SIZES, BEST, {}, {})
     full = found[found.depth == "full"].set_index("explainer")
     assert full.loc["redrawn", ["rank", "rank_low", "ssim"]].tolist() == [1.0, 1.0, 1.0]
     assert full.unmoved.tolist() == [True, False]
@@ -118,7 +118,7 @@ def test_an_unchanged_model_gives_exactly_the_same_maps(tmp_path: Path) -> None:
     context = _context(tmp_path, stochastic)
     pool = _pool_of(lambda key: 0)
     explain(context, pool, SIZES, ["t0"], {})
-    found = sanity(context, pool, SIZES, BEST, {})
+    found = sanity(context, pool, SIZES, BEST, {}, {})
     assert len(found) == 6
     assert (found[["rank", "rank_of_sizes", "ssim"]] == 1.0).all(axis=None)
 
@@ -140,15 +140,15 @@ def test_killed_and_resumed_it_is_the_uninterrupted_one(checkpoint: bytes, tmp_p
     for context in (whole, killed):
         explain(context, Counted(checkpoint), SIZES, ["t0"], {})
     pool, dying, second, third = (c(checkpoint) for c in (Counted, _Dying, Counted, Counted))
-    expected = sanity(whole, pool, SIZES, BEST, {})
+    expected = sanity(whole, pool, SIZES, BEST, {}, {})
     with pytest.raises(KeyboardInterrupt):
-        sanity(killed, dying, SIZES, BEST, {})
+        sanity(killed, dying, SIZES, BEST, {}, {})
     n_kept = sum(len(killed.run.read(f"sanity_t0_{name}")) for name in ("lime", "saliency"))
     assert 1 <= n_kept < 8
-    found = sanity(killed, second, SIZES, BEST, {})
+    found = sanity(killed, second, SIZES, BEST, {}, {})
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     assert second.n_units < pool.n_units, "what was written is not asked again"
-    sanity(killed, third, SIZES, BEST, {})
+    sanity(killed, third, SIZES, BEST, {}, {})
     assert third.n_units == 0
 
 
@@ -157,7 +157,7 @@ def test_tables_hold_figures_flags_and_what_is_so_by_construction(
 ) -> None:
     context = _context(tmp_path)
     explain(context, Counted(checkpoint), SIZES, ["t0"], {})
-    found = sanity(context, Counted(checkpoint), SIZES, BEST, {})
+    found = sanity(context, Counted(checkpoint), SIZES, BEST, {}, {})
     assert tuple(found.columns) == COLUMNS
     keys = list(zip(found.explainer, found.depth, strict=True))
     names = ("lime", "saliency", "whole_lung")
@@ -195,4 +195,4 @@ def test_the_plan_counts_and_bad_settings_are_named(tmp_path: Path) -> None:
     found = _context(tmp_path, depths=["full", 2, "head"]).config.sanity
     assert found is not None
     assert found.depths == ("head", 2, "full")
-    assert sanity(context_at(tmp_path), Counted(b""), {}, {}, {}).empty
+    assert sanity(context_at(tmp_path), Counted(b""), {}, {}, {}, {}).empty
