@@ -109,7 +109,8 @@ def test_the_run_folder_holds_everything(whole: Path) -> None:
     assert {"training_curves.png", "explainers.png", "pareto.png"} <= pictures
     kinds = ("roc", "precision_recall", "confusion", "reliability", "infection_maps")
     assert all(f"{kind}_{t}.png" in pictures for t in best for kind in kinds)
-    assert len(list((whole / "checkpoints").glob("*.safetensors"))) == 4
+    n_files = 4 + 2  # the trials, and the best ones once more on permuted labels
+    assert len(list((whole / "checkpoints").glob("*.safetensors"))) == n_files
 
 
 def _expect_search(whole: Path, scores: pd.DataFrame, best: set[str]) -> None:
@@ -228,7 +229,8 @@ def _same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
-    for name in ("comparisons.csv", "strata.csv", "faithfulness.csv"):
+    closer = ("faithfulness.csv", "sanity.csv", "stability.csv")
+    for name in ("comparisons.csv", "strata.csv", *closer):
         a, b = (pd.read_csv(p / name) for p in (one, other))
         assert len(a)
         pd.testing.assert_frame_equal(a, b, check_exact=True)

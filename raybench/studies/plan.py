@@ -183,6 +183,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from sanity_stage.plan_lines(config, plan.explained["Test"])
     yield from stability_stage.plan_lines(config, plan.explained["Test"], n_best)
     n_files = plan.n_trials + bool(plan.n_members)
+    if config.sanity is not None and config.sanity.shuffled_labels:
+        n_files += len(config.backbones)
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"

@@ -125,7 +125,7 @@ def _search(
 ) -> list[TrialResult]:
     config, train = context.config, context.of("Train")
     labelled = permuted(train, config.seed)
-    truth = {(r.split, r.image_id): r.label for r in train}
+    truth = {(str(r.split), r.image_id): r.label for r in train}
     job = TrialJob(
         dataset=Relabelled(context.dataset, truth),
         train=labelled,
