@@ -41,7 +41,8 @@ def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
         depths = ["trained", *dict.fromkeys(rows["depth"])]
         for i, explainer in enumerate(explainers):
             part = rows[rows["explainer"] == explainer].set_index("depth")
-            _curve(ax, part, depths, _dash(i), COLOURS[i % len(COLOURS)])
+            beside = 0.4 * ((i + 1) / (len(explainers) + 1) - 0.5)
+            _curve(ax, part, depths, _dash(i), COLOURS[i % len(COLOURS)], beside)
         ax.axhline(unmoved_above, color="grey", linewidth=0.8, linestyle=":")
         ax.axhline(0, color="grey", linewidth=0.5)
         ax.set_xticks(range(len(depths)), [_WORDS.get(d, d) for d in depths], fontsize=8)
@@ -58,15 +59,17 @@ def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
     return figure
 
 
-def _curve(ax: Axes, part: pd.DataFrame, depths: list[str], dash: Dash, colour: str) -> None:
-    """One explainer's; `part` is indexed by depth."""
+def _curve(
+    ax: Axes, part: pd.DataFrame, depths: list[str], dash: Dash, colour: str, beside: float
+) -> None:
+    """One explainer's; `part` is indexed by depth, `beside` keeps points apart."""
     cascade = part[part.index != _LABELS]
     x = [depths.index(depth) for depth in cascade.index]
     ax.plot([0, *x], [1.0, *cascade["rank"]], linestyle=dash, color=colour)
     ax.fill_between(x, cascade["rank_low"], cascade["rank_high"], color=colour, alpha=0.12)
     if _LABELS in part.index:
         at = part.loc[_LABELS]
-        where = depths.index(_LABELS)
+        where = depths.index(_LABELS) + beside
         ax.plot([where, where], [at["rank_low"], at["rank_high"]], color=colour, linewidth=1)
         ax.plot([where], [at["rank"]], "o", color=colour, markersize=5)
 

@@ -29,7 +29,7 @@ def rank_agreement(one: Values, other: Values) -> float:
         return float(all(constant))
     ranks = [rankdata(values, axis=None) for values in (one, other)]
     if np.array_equal(*ranks):
-        return 1.0
+        return 1.0  # exactly
     return float(np.clip(np.corrcoef(*ranks)[0, 1], -1.0, 1.0))
 
 

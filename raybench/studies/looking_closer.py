@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -20,36 +21,47 @@ Join = Callable[[pd.DataFrame], pd.DataFrame]
 """From the leaderboard to one with further columns."""
 
 
-def look_closer(
-    context: Context,
-    make_pool: Callable[[], Pool],
-    sizes: Mapping[str, tuple[int, int]],
-    chosen: Mapping[str, str],
-    winners: Winners,
-    scores: pd.DataFrame,
-    resume: bool,
-) -> Join:
-    """Ask what the sweep asks for; the stages write their own tables and figures.
+@dataclass(frozen=True)
+class Asked:
+    """Whose maps are looked at.
 
-    In a pool of their own: models may be trained before, for which there is no room beside one.
-
-    Args:
+    Attributes:
         sizes: input size of every trial with a checkpoint.
         chosen: the best trial of each backbone, and the ensemble; and the backbone of each.
         winners: of the search over settings.
         scores: of all maps, with the thresholds that they were cut by.
     """
-    config = context.config
-    if config.faithfulness is None and config.sanity is None and config.stability is None:
-        return lambda board: board
-    learned: dict[str, float] = {}
-    if config.sanity is not None and config.sanity.shuffled_labels:
-        learned = train_shuffled(context, chosen, resume)
-    pool = make_pool()
+
+    sizes: Mapping[str, tuple[int, int]]
+    chosen: Mapping[str, str]
+    winners: Winners
+    scores: pd.DataFrame
+
+
+def look_closer(
+    context: Context, pool: Pool, make_pool: Callable[[], Pool], asked: Asked, resume: bool
+) -> Join:
+    """Ask what the sweep asks for; the stages write their own tables and figures.
+
+    Args:
+        pool: closed where models have to be trained first, for which there is no room beside it.
+        make_pool: makes another one then.
+    """
+    settings = context.config.sanity
+    if settings is None or not settings.shuffled_labels:
+        return _look(context, pool, asked, {})
+    pool.close()
+    learned = train_shuffled(context, asked.chosen, resume)
+    other = make_pool()
     try:
-        faithful = faithfulness(context, pool, sizes, chosen, winners)
-        sane = sanity(context, pool, sizes, chosen, winners, learned)
-        stable = stability(context, pool, sizes, chosen, winners, scores)
+        return _look(context, other, asked, learned)
     finally:
-        pool.close()
+        other.close()
+
+
+def _look(context: Context, pool: Pool, asked: Asked, learned: Mapping[str, float]) -> Join:
+    common = context, pool, asked.sizes, asked.chosen, asked.winners
+    faithful = faithfulness(*common)
+    sane = sanity(*common, learned)
+    stable = stability(*common, asked.scores)
     return lambda board: with_stability(with_sanity(beside(board, faithful), sane), stable)

@@ -115,15 +115,12 @@ def sanity(
         rows.insert(0, "backbone", [chosen[trial_id] for trial_id in rows.trial_id])
         rows = rows.rename(columns={"change": "depth", "number": "draw"})
         context.run.write_parquet("sanity.parquet", rows)
-        blind = {
-            (chosen[trial_id], trial_id): [
-                e.title for e in explainers_of(context, trial_id, winners) if not e.uses_model
-            ]
-            for trial_id in trials
+        explainers = {
+            (chosen[t], t): {e.title: e.uses_model for e in explainers_of(context, t, winners)}
+            for t in trials
         }
-        found = summary(
-            rows, settings, blind, context.explained["Test"], context.config.seed, learned
-        )
+        records, seed = context.explained["Test"], context.config.seed
+        found = summary(rows, settings, explainers, records, seed, learned)
         context.run.write_csv("sanity.csv", found)
         if found["rank"].notna().any():
             context.run.write_figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ COLUMNS = (
 def summary(
     rows: pd.DataFrame,
     settings: Sanity,
-    blind: Mapping[tuple[str, str], Sequence[str]],
+    explainers: Mapping[tuple[str, str], Mapping[str, bool]],
     records: Sequence[XrayRecord],
     seed: int,
     learned: Mapping[str, float],
@@ -41,7 +42,7 @@ def summary(
 
     Args:
         rows: of `sanity.parquet`.
-        blind: by backbone and trial, the explainers that ask no model.
+        explainers: by backbone and trial, their titles, and whether each asks the model.
         records: the explained images of Test.
         seed: of the intervals.
         learned: by trial, the share of permuted labels that its counterpart learned: in the rows
@@ -50,25 +51,25 @@ def summary(
     Returns:
         Columns as in `COLUMNS`.
     """
-    found = []
-    for (backbone, trial_id), titles in blind.items():
+    found: list[dict[str, Any]] = []
+    for (backbone, trial_id), titles in explainers.items():
         own = rows[rows.trial_id == trial_id]
-        for (title, depth), part in own.groupby(["explainer", "depth"], sort=False):
-            row = dict(zip((*KEY, "depth"), (backbone, trial_id, title, depth), strict=True))
-            of = means(part, FIGURES, records, seed)
-            low = float(of.get("rank_low", math.nan))
-            known = depth == "full" and not math.isnan(low)
-            flag = {"unmoved": low > settings.unmoved_above if known else None}
-            fit = learned.get(trial_id) if depth == LABELS else None
-            found.append(row | of | flag | {"by_construction": False, "learned": fit})
-        for title in titles:
-            depths = [*map(str, settings.depths), *([LABELS] if trial_id in learned else [])]
-            for depth in depths:
-                one = {"backbone": backbone, "trial_id": trial_id, "explainer": title}
-                alike = {f"{name}{end}": 1.0 for name in FIGURES for end in ("", "_low", "_high")}
-                flag = {"unmoved": True if depth == "full" else None, "by_construction": True}
-                found.append(one | {"depth": depth, "n": 0, "n_errors": 0} | alike | flag)
+        depths = [*map(str, settings.depths), *([LABELS] if trial_id in learned else [])]
+        for title, depth in itertools.product(titles, depths):
+            row: dict[str, Any] = {"backbone": backbone, "trial_id": trial_id, "explainer": title}
+            row |= {"depth": depth, "by_construction": not titles[title]}
+            row |= {"learned": learned[trial_id] if depth == LABELS else None}
+            part = own[(own.explainer == title) & (own.depth == depth)]
+            row |= means(part, FIGURES, records, seed) if titles[title] else _ALIKE
+            low = float(row.get("rank_low", math.nan))
+            told = depth == "full" and not math.isnan(low)
+            found.append(row | {"unmoved": low > settings.unmoved_above if told else None})
     return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+_ALIKE: dict[str, Any] = {"n": 0, "n_errors": 0} | {
+    f"{name}{end}": 1.0 for name in FIGURES for end in ("", "_low", "_high")
+}
 
 
 def means(

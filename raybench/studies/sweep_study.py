@@ -24,7 +24,7 @@ from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
-from raybench.studies.looking_closer import look_closer
+from raybench.studies.looking_closer import Asked, look_closer
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.published_stage import write_published
@@ -154,11 +154,11 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
+            scores, best = score(context, judged, full, winners, supervised), _searched(judged)
+            asked = Asked(sizes, best, winners, scores)
+            join = look_closer(context, pool, partial(_pool, context), asked, resume)
         finally:
             pool.close()
-        scores = score(context, judged, full, winners, supervised)
-        best = _searched(judged)
-        join = look_closer(context, partial(_pool, context), sizes, best, winners, scores, resume)
         chosen = list(best)
         compared = compare(scores, chosen, context, supervised)
         board = join(compared.join(leaderboard(scores, chosen, context, supervised)))
