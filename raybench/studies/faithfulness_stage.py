@@ -108,13 +108,16 @@ def faithfulness(
                     message=f"faithfulness of {len(errors)} of {len(todo)} maps could not be "
                     f"asked (column error in faithfulness.parquet), the first one: {errors[0]}",
                 )
-        per_image = _per_image(context, everything, chosen)
-        context.run.write_parquet("faithfulness.parquet", per_image)
-        found = summary(per_image, context.explained["Test"], context.config.seed)
-        context.run.write_csv("faithfulness.csv", found)
-        if per_image.error.isna().any():
-            figure = faithfulness_curves(per_image[per_image.error.isna()])
-            context.run.write_figure("faithfulness.png", png(figure))
+        return _write(context, _per_image(context, everything, chosen))
+
+
+def _write(context: Context, per_image: pd.DataFrame) -> pd.DataFrame:
+    context.run.write_parquet("faithfulness.parquet", per_image)
+    found = summary(per_image, context.explained["Test"], context.config.seed)
+    context.run.write_csv("faithfulness.csv", found)
+    if per_image.error.isna().any():
+        figure = faithfulness_curves(per_image[per_image.error.isna()])
+        context.run.write_figure("faithfulness.png", png(figure))
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
+from raybench.config import SweepConfig
 from raybench.executor import Pool
+from raybench.studies import faithfulness_stage, sanity_stage, stability_stage
 from raybench.studies.context import Context, Winners
 from raybench.studies.faithfulness_stage import faithfulness
 from raybench.studies.faithfulness_table import beside
@@ -65,3 +67,20 @@ def _look(context: Context, pool: Pool, asked: Asked, learned: Mapping[str, floa
     sane = sanity(*common, learned)
     stable = stability(*common, asked.scores)
     return lambda board: with_stability(with_sanity(beside(board, faithful), sane), stable)
+
+
+def asked_of(config: SweepConfig) -> list[str]:
+    """Which of the looks a sweep asks for."""
+    return [n for n in ("faithfulness", "sanity", "stability") if getattr(config, n) is not None]
+
+
+def plan_lines(config: SweepConfig, n_test: int, n_models: int) -> Iterator[str]:
+    """What will be asked, for a person to read.
+
+    Args:
+        n_test: Test images that are explained.
+        n_models: the best trial of each backbone, and the ensemble where there is one.
+    """
+    yield from faithfulness_stage.plan_lines(config, n_test, n_models)
+    yield from sanity_stage.plan_lines(config, n_test)
+    yield from stability_stage.plan_lines(config, n_test, n_models)

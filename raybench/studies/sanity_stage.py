@@ -121,12 +121,15 @@ def sanity(
         }
         records, seed = context.explained["Test"], context.config.seed
         found = summary(rows, settings, explainers, records, seed, learned)
-        context.run.write_csv("sanity.csv", found)
-        if found["rank"].notna().any():
-            context.run.write_figure(
-                "sanity.png", png(sanity_curves(found, settings.unmoved_above))
-            )
+        _write(context, settings, found)
     return found
+
+
+def _write(context: Context, settings: Sanity, found: pd.DataFrame) -> None:
+    context.run.write_csv("sanity.csv", found)
+    if found["rank"].notna().any():
+        figure = sanity_curves(found, settings.unmoved_above)
+        context.run.write_figure("sanity.png", png(figure))
 
 
 def _items(
@@ -171,4 +174,5 @@ def plan_lines(config: SweepConfig, n_test: int) -> Iterator[str]:
         f"{passes:,} forward passes"
     )
     if settings.shuffled_labels:
-        yield f"  and {len(config.backbones)} trained once more, on permuted labels"
+        n = len(config.backbones)
+        yield f"  and {n} trained once more, on permuted labels (checkpoints/*_shuffled)"

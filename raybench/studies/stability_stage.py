@@ -134,17 +134,7 @@ def stability(
         return pd.DataFrame(columns=list(COLUMNS))
     method = _method(context, settings, scores)
     with context.stage("stability"):
-        changed = {
-            trial_id: classes_that_change(
-                context,
-                pool,
-                Material(context, sizes),
-                trial_id,
-                method.noise,
-                some_of_test(context, settings.n_images),
-            )
-            for trial_id in chosen
-        }
+        changed = _changed(context, pool, Material(context, sizes), method.noise, chosen)
         everything = [
             again
             for again in _items(context, settings, list(chosen), winners)
@@ -154,17 +144,29 @@ def stability(
         rows = make_again(context, pool, sizes, method, everything)
         rows.insert(0, "backbone", [chosen[trial_id] for trial_id in rows.trial_id])
         context.run.write_parquet("stability.parquet", rows)
-        asked = {
-            (chosen[t], t): {
-                e.title: reseeded(e, 0) is not None for e in explainers_of(context, t, winners)
-            }
+        explainers = {
+            (chosen[t], t): {e.title: _has_seed(e) for e in explainers_of(context, t, winners)}
             for t in chosen
         }
         left_out = {t: len(of) for t, of in changed.items()}
         records, seed = context.explained["Test"], context.config.seed
-        found = summary(rows, method.cuts, asked, left_out, records, seed)
+        found = summary(rows, method.cuts, explainers, left_out, records, seed)
         context.run.write_csv("stability.csv", found)
     return found
+
+
+def _changed(
+    context: Context, pool: Pool, material: Material, noise: Noise, chosen: Mapping[str, str]
+) -> dict[str, set[tuple[str, int]]]:
+    """By trial, the pairs of image and noise that are left out."""
+    settings = context.config.stability
+    assert settings is not None
+    records = some_of_test(context, settings.n_images)
+    return {t: classes_that_change(context, pool, material, t, noise, records) for t in chosen}
+
+
+def _has_seed(explainer: Explainer) -> bool:
+    return reseeded(explainer, 0) is not None
 
 
 def _method(context: Context, settings: Stability, scores: pd.DataFrame) -> Shaken:
@@ -187,8 +189,8 @@ def _items(
     records = some_of_test(context, settings.n_images)
     for trial_id in trials:
         for explainer in explainers_of(context, trial_id, winners):
-            seeded = reseeded(explainer, 0) is not None
-            for change, n in ((SEEDS, settings.n_seeds * seeded), (NOISE, settings.n_noise)):
+            n_seeds = settings.n_seeds if _has_seed(explainer) else 0
+            for change, n in ((SEEDS, n_seeds), (NOISE, settings.n_noise)):
                 for number in range(n):
                     for record in records:
                         yield Again(trial_id, explainer, record, change, number)
@@ -208,7 +210,7 @@ def plan_lines(config: SweepConfig, n_test: int, n_models: int) -> Iterator[str]
     n *= 1 if config.explainer_search is None else 2  # and the winners
     maps, passes = 0, 0
     for explainer in config.explain.explainers:
-        seeds = settings.n_seeds if reseeded(explainer, 0) is not None else 0
+        seeds = settings.n_seeds if _has_seed(explainer) else 0
         of_one = n * (seeds + settings.n_noise)
         maps, passes = maps + of_one, passes + of_one * explainer.n_forward_planned()
     yield (

@@ -175,7 +175,11 @@ def _compute(context: Context, resume: bool) -> None:
         if live is not None:
             live.close(final=False, timeout=1.0)
         raise
-    live = live or LiveProjection(run, config.tracking.uri, config.tracking.experiment)
+    _project(live or LiveProjection(run, config.tracking.uri, config.tracking.experiment))
+
+
+def _project(live: LiveProjection) -> None:
+    """The last projection, of all that is there."""
     outcome = live.close(final=True)
     if isinstance(outcome, str):
         log.warning("%s", outcome)
