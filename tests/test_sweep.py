@@ -263,8 +263,9 @@ def test_explaining_in_process_goes_on_where_ray_stopped_and_gives_the_same_scor
 ) -> None:
     run = tmp_path / "tiny"
     shutil.copytree(whole, run)
-    for table in (run / "parts").glob("maps_*"):
-        shutil.rmtree(table)
+    for kind in ("maps", "faithfulness", "sanity", "stability"):
+        for table in (run / "parts").glob(f"{kind}_*"):
+            shutil.rmtree(table)
     (run / "mlflow.db").unlink()
     events = (run / "events.jsonl").read_text().splitlines(keepends=True)
     judged = next(i for i, e in enumerate(events) if '"explaining"' in e)

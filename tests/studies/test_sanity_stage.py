@@ -24,6 +24,7 @@ from raybench.studies.context import Context
 from raybench.studies.explain_stage import explain
 from raybench.studies.sanity_stage import plan_lines, sanity
 from raybench.studies.sanity_table import COLUMNS, with_sanity
+from raybench.tracking.run_folder import RunFolder
 from raybench.types import Arrays, AttributionMap, Subject, Unit
 from tests.studies.searching import CONFIG, FINE, SIZES, Counted, context_at
 
@@ -135,8 +136,12 @@ class _Dying(Counted):
         return super().next()
 
 
-def test_killed_and_resumed_it_is_the_uninterrupted_one(checkpoint: bytes, tmp_path: Path) -> None:
+def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
+    checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole, killed = (_context(tmp_path / name) for name in ("whole", "killed"))
+    killed = replace(killed, run=RunFolder(f"memory://{tmp_path.name}/sanity"))
     for context in (whole, killed):
         explain(context, Counted(checkpoint), SIZES, ["t0"], {})
     pool, dying, second, third = (c(checkpoint) for c in (Counted, _Dying, Counted, Counted))

@@ -29,6 +29,7 @@ from raybench.studies.score_stage import score
 from raybench.studies.stability_stage import plan_lines, reseeded, stability
 from raybench.studies.stability_table import COLUMNS, with_stability
 from raybench.tracking.maps import last_rows, table_name, values_of
+from raybench.tracking.run_folder import RunFolder
 from tests.studies.searching import CONFIG, FINE, SIZES, Counted, context_at
 
 BEST = {"t0": "test_resnet"}
@@ -48,14 +49,18 @@ def checkpoint() -> bytes:
     return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
 
 
-def _made(folder: Path, pool: Counted, **more: float) -> tuple[Context, pd.DataFrame]:
-    """A sweep whose maps are made and scored."""
+def _made(
+    folder: Path, pool: Counted, where: str = "", **more: float
+) -> tuple[Context, pd.DataFrame]:
+    """A sweep whose maps are made and scored; its run folder is at `where`, or the folder."""
     config = SweepConfig.model_validate(
         CONFIG
         | {"stability": ASKED | more, "explainer_search": None}
         | {"explain": {"explainers": EXPLAINERS}, "scoring": {"threshold_rules": RULES}}
     )
     context = replace(context_at(folder), config=config)
+    if where:
+        context = replace(context, run=RunFolder(where))
     images = [(r.image_id, s) for s in ("Val", "Test") for r in context.explained[s]]
     rows = [{"trial_id": "t0", "image_id": i, "split": s, "predicted": "a"} for i, s in images]
     context.run.append("predictions", pd.DataFrame(rows))
@@ -171,8 +176,13 @@ class _Dying(Counted):
         return super().next()
 
 
-def test_killed_and_resumed_it_is_the_uninterrupted_one(checkpoint: bytes, tmp_path: Path) -> None:
-    whole, killed = (_made(tmp_path / n, Counted(checkpoint)) for n in ("whole", "killed"))
+def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
+    checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = _made(tmp_path / "whole", Counted(checkpoint))
+    bucket = f"memory://{tmp_path.name}/stability"
+    killed = _made(tmp_path / "killed", Counted(checkpoint), where=bucket)
     pool, dying, second, third = (c(checkpoint) for c in (Counted, _Dying, Counted, Counted))
     expected = _asked(whole, pool)
     with pytest.raises(KeyboardInterrupt):
