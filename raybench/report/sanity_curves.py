@@ -45,7 +45,7 @@ def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
             _curve(ax, part, depths, _dash(i), COLOURS[i % len(COLOURS)], beside)
         ax.axhline(unmoved_above, color="grey", linewidth=0.8, linestyle=":")
         ax.axhline(0, color="grey", linewidth=0.5)
-        ax.set_xticks(range(len(depths)), [_WORDS.get(d, d) for d in depths], fontsize=8)
+        ax.set_xticks(range(len(depths)), [_words(d) for d in depths], fontsize=8)
         ax.set_title(f"{backbone} ({trial_id})", fontsize=9)
         ax.set_xlabel("what of the model is drawn anew", fontsize=8)
         clean(ax)
@@ -55,7 +55,13 @@ def sanity_curves(table: pd.DataFrame, unmoved_above: float) -> Figure:
         Line2D([], [], color=COLOURS[i % len(COLOURS)], linestyle=_dash(i), label=name)
         for i, name in enumerate(explainers)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=3 * len(models),
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 
@@ -72,6 +78,10 @@ def _curve(
         where = depths.index(_LABELS) + beside
         ax.plot([where, where], [at["rank_low"], at["rank_high"]], color=colour, linewidth=1)
         ax.plot([where], [at["rank"]], "o", color=colour, markersize=5)
+
+
+def _words(depth: str) -> str:
+    return f"last {depth}" if depth.isdecimal() and depth != "1" else _WORDS.get(depth, depth)
 
 
 def _dash(number: int) -> Dash:
