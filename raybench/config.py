@@ -20,12 +20,14 @@ from raybench.config_errors import problems_of
 from raybench.config_explain import Explain, Scoring, Tracking
 from raybench.config_goal import Search
 from raybench.config_overrides import override
+from raybench.config_sanity import Sanity, Stability
 from raybench.config_search import search_problems
 from raybench.config_yaml import read_sweep_file
 from raybench.data import CheXlocalize, DatasetSettings, Folder
 from raybench.data.preprocess import Preprocess, in_effect
 from raybench.errors import ConfigError
 from raybench.executor import Execution
+from raybench.explain.faithfulness import SweepFaithfulness
 from raybench.explain.spaces import ExplainerSearch
 from raybench.settings import Choice, Range, Settings, settled, values_of
 from raybench.storage import Storage
@@ -63,6 +65,15 @@ class SweepConfig(Settings):
     scoring: Scoring = Field(Scoring(), description="how maps are held against the infection")
     explainer_search: ExplainerSearch | None = Field(
         None, description="whether the explainers' settings are searched on Val; null: no"
+    )
+    faithfulness: SweepFaithfulness | None = Field(
+        None, description="whether the maps' faithfulness to the models is asked; null: no"
+    )
+    sanity: Sanity | None = Field(
+        None, description="whether maps change as models are randomised is asked; null: no"
+    )
+    stability: Stability | None = Field(
+        None, description="whether maps stay over seeds and noise is asked; null: no"
     )
     ensemble: Ensemble | None = Field(
         None, description="the mean of several trials as one more classifier; null: none"
@@ -106,6 +117,13 @@ class SweepConfig(Settings):
             if problems:
                 raise ValueError("\n".join(problems))
         return search
+
+    @field_validator("sanity")
+    @classmethod
+    def _has_stages(cls, sanity: Sanity | None, info: ValidationInfo) -> Sanity | None:
+        if sanity is not None:
+            sanity.check(recipe.name for recipe in info.data.get("backbones", ()))
+        return sanity
 
     @field_validator("ensemble")
     @classmethod

@@ -55,6 +55,9 @@ def write_study(folder: Path) -> Path:
             "sampler": "random",
             "explainers": {"lime": {"surrogate.kernel_width": {"low": 0.1, "high": 1.0}}},
         },
+        "faithfulness": {"n_images": 2, "steps": 3, "road_steps": 2},
+        "sanity": {"n_images": 2, "depths": ["head", "full"], "draws": 1},
+        "stability": {"n_images": 2, "n_seeds": 1, "n_noise": 1},
         "execution": {"workers": 1},
     }
     path = folder / "sweep.yaml"

@@ -228,7 +228,8 @@ def _same_results(one: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (pd.read_csv(p / "explainer_search.csv").drop(columns="seconds") for p in (one, other))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
-    for name in ("comparisons.csv", "strata.csv"):
+    closer = ("faithfulness.csv", "sanity.csv", "stability.csv")
+    for name in ("comparisons.csv", "strata.csv", *closer):
         a, b = (pd.read_csv(p / name) for p in (one, other))
         assert len(a)
         pd.testing.assert_frame_equal(a, b, check_exact=True)
@@ -262,8 +263,9 @@ def test_explaining_in_process_goes_on_where_ray_stopped_and_gives_the_same_scor
 ) -> None:
     run = tmp_path / "tiny"
     shutil.copytree(whole, run)
-    for table in (run / "parts").glob("maps_*"):
-        shutil.rmtree(table)
+    for kind in ("maps", "faithfulness", "sanity", "stability"):
+        for table in (run / "parts").glob(f"{kind}_*"):
+            shutil.rmtree(table)
     (run / "mlflow.db").unlink()
     events = (run / "events.jsonl").read_text().splitlines(keepends=True)
     judged = next(i for i, e in enumerate(events) if '"explaining"' in e)

@@ -12,6 +12,7 @@ import torch
 from raybench.answers import AnswerStore
 from raybench.executor.jobs import Answer, Task, message
 from raybench.models.classifier import Classifier
+from raybench.models.randomise import depth_of, randomised
 from raybench.models.runtime import EAGER, Runtime, check_backend, keep_memory, split_key
 from raybench.types import Unit
 
@@ -39,7 +40,10 @@ class Resident:
         if found is None:
             checkpoint, precision = split_key(key)
             runtime = replace(self._runtime, precision=precision or self._runtime.precision)
-            found = Classifier.from_checkpoint(read(), self._device, runtime, checkpoint)
+            data, depth = read(), depth_of(key)
+            if depth is not None:
+                data = randomised(data, *depth, checkpoint)
+            found = Classifier.from_checkpoint(data, self._device, runtime, checkpoint)
         self._loaded[key] = found
         while len(self._loaded) > self._keep:
             self._loaded.pop(next(iter(self._loaded)))

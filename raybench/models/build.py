@@ -57,6 +57,15 @@ def build(name: str, n_classes: int, weights: str = "none", dropout: float = 0.0
         ) from error
 
 
+def fresh(name: str, n_classes: int) -> nn.Module:
+    """A timm model before any training: random from torch's seed, with a head that is undecided.
+
+    Raises:
+        ModelError: timm has no such model.
+    """
+    return _fresh_head(build(name, n_classes), backbone(name))
+
+
 def _misfit(facts: Backbone, options: dict[str, Any], weights: str) -> str | None:
     """Which of a file's tensors do not fit, by the names that they have there.
 

@@ -82,15 +82,20 @@ def with_precision(checkpoint: str, precision: Precision) -> str:
     return f"{checkpoint}@{precision}"
 
 
+DRAWN = "~"
+"""In a key what follows says which parameters are drawn anew (`models.randomise`)."""
+
+
 def split_key(key: str) -> tuple[str, Precision | None]:
-    """A model's key as checkpoint and precision; None where the key names none.
+    """A model's key as the checkpoint that is read, and precision; None where it names none.
 
     Raises:
         ModelError: it names one that there is not.
     """
-    checkpoint, at, precision = key.partition("@")
+    named, at, precision = key.partition("@")
+    checkpoint = named.partition(DRAWN)[0]
     if not at:
-        return key, None
+        return checkpoint, None
     for known in get_args(Precision):
         if precision == known:
             return checkpoint, known

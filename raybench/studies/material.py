@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import cv2
@@ -14,7 +15,7 @@ from raybench.explain import Explainer
 from raybench.explain.fills import Neighbour
 from raybench.studies.banks import Banks
 from raybench.studies.context import Context
-from raybench.types import Subject, Values, XrayRecord
+from raybench.types import Gray, Subject, Values, XrayRecord
 
 # What the mean infection mask is kept at: COVID-QU-Ex's own size, so nothing is lost there.
 _PRIOR_SHAPE = (256, 256)
@@ -52,17 +53,26 @@ class Material:
         """Drop what only this trial's explanations need: they have all been begun."""
         self._banks.release(trial_id)
 
-    def subject(self, explainer: Explainer, record: XrayRecord, trial_id: str | None) -> Subject:
+    def subject(
+        self,
+        explainer: Explainer,
+        record: XrayRecord,
+        trial_id: str | None,
+        change: Callable[[Gray], Gray] | None = None,
+    ) -> Subject:
         """An image for an explainer.
 
         Args:
             trial_id: whose model is explained; None where no model is.
+            change: what is done to the X-ray's grey levels before anything else.
 
         Raises:
             DataError: the image, or one of Train's masks that it needs, cannot be read.
         """
         context = self._context
         xray = context.source.load(record)
+        if change is not None:
+            xray = replace(xray, image=change(xray.image))
         image = context.preprocess_of(trial_id).apply(xray)
         if trial_id is not None and context.config.explain.grid == "model":
             image = resize_gray(image, self._sizes[trial_id])

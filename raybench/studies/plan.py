@@ -11,7 +11,7 @@ from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import Space
 from raybench.models.checkpoint import ENSEMBLE
 from raybench.settings import values_of
-from raybench.studies import caching, lungs_stage, supervised_stage
+from raybench.studies import caching, looking_closer, lungs_stage, supervised_stage
 from raybench.studies.context import explained_images, explains
 from raybench.training.space import searched_settings
 from raybench.types import SPLITS, Split, XrayRecord
@@ -173,10 +173,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from supervised_stage.plan_lines(config, plan.records)
     yield from _explain_lines(plan)
     yield from _search_lines(plan)
+    n_best = len(config.backbones) + bool(plan.n_members)
+    yield from looking_closer.plan_lines(config, plan.explained["Test"], n_best)
     n_files = plan.n_trials + bool(plan.n_members)
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"
+    found += "".join(f" {name}.csv, {name}.parquet," for name in looking_closer.asked_of(config))
     yield f"  report.html, leaderboard.csv, comparisons.csv, strata.csv,{found} figures/*.png,"
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     unets = [name for name in ("supervised", "lungs") if getattr(config, name) is not None]

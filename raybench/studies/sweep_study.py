@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from rich.console import Console
@@ -23,6 +24,7 @@ from raybench.studies.explain_stage import explain
 from raybench.studies.figures_stage import draw
 from raybench.studies.judge_stage import input_sizes, judge
 from raybench.studies.leaderboard import leaderboard
+from raybench.studies.looking_closer import Asked, look_closer
 from raybench.studies.lungs_stage import with_lungs
 from raybench.studies.plan import Plan, make_plan
 from raybench.studies.published_stage import write_published
@@ -151,12 +153,17 @@ def _compute(context: Context, resume: bool) -> None:
             sizes = input_sizes(judged)
             winners = search(context, pool, sizes, _searched(judged))
             explain(context, pool, sizes, full, winners)
-            scores = score(context, pool, judged, full, winners, supervised)
+            scores, best = (
+                score(context, pool, judged, full, winners, supervised),
+                _searched(judged),
+            )
+            asked = Asked(sizes, best, winners, scores)
+            join = look_closer(context, pool, partial(_pool, context), asked, resume)
         finally:
             pool.close()
-        chosen = list(shown(judged).trial_id)
+        chosen = list(best)
         compared = compare(scores, chosen, context, supervised)
-        board = compared.join(leaderboard(scores, chosen, context, supervised))
+        board = join(compared.join(leaderboard(scores, chosen, context, supervised)))
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)
@@ -170,7 +177,11 @@ def _compute(context: Context, resume: bool) -> None:
         if live is not None:
             live.close(final=False, timeout=1.0)
         raise
-    live = live or LiveProjection(run, config.tracking.uri, config.tracking.experiment)
+    _project(live or LiveProjection(run, config.tracking.uri, config.tracking.experiment))
+
+
+def _project(live: LiveProjection) -> None:
+    """The last projection, of all that is there."""
     outcome = live.close(final=True)
     if isinstance(outcome, str):
         log.warning("%s", outcome)

@@ -31,7 +31,7 @@ _OF_TRIAL = ("classification/val_accuracy", "classification/test_accuracy")
 _SHOWN = (
     *("backbone", "trial_id", "explainer", "threshold_rule", "n", "iou", "iou_low", "iou_high"),
     *("dice", "dice_low", "dice_high", "hausdorff", "severity_mae", "n_forward", "seconds"),
-    *("iou_rank", "above_whole_lung"),
+    *("iou_rank", "above_whole_lung", "unmoved"),
 )
 
 

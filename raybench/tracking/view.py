@@ -26,7 +26,8 @@ from raybench.tracking.stored_config import flatten
 _NOT_CURVES = {"time", "kind", "trial_id", "backbone", "epoch", "phase"}
 _STEPS = {"trial_started", "epoch", "trial_finished"}
 _UNETS = ("trials_supervised.csv", "trials_lungs.csv")
-_BOARDS = ("leaderboard.csv", "comparisons.csv", "strata.csv")
+_ASKED = ("faithfulness.csv", "sanity.csv", "stability.csv")
+_BOARDS = ("leaderboard.csv", "comparisons.csv", "strata.csv", *_ASKED)
 _PAGE = "report.html"
 _TABLES = (
     *("config.yaml", "trials.csv", *_UNETS, *_BOARDS, "published.csv", "explainer_search.csv"),

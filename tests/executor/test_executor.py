@@ -20,6 +20,7 @@ from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool
 from raybench.executor.room import room_for_helpers
 from raybench.explain import GradCam, Lime, RandomSuperpixels, WholeLung
+from raybench.explain.faithfulness import Explained, Faithfulness
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
@@ -174,6 +175,28 @@ def test_in_process_and_ray_give_the_same_maps(ray_cluster: None, checkpoint: by
         assert spread[key].error is None
         np.testing.assert_array_equal(one.result.values, spread[key].result.values)
         assert one.n_forward == spread[key].n_forward == one.result.n_forward
+
+
+def test_faithfulness_in_process_is_that_over_ray(ray_cluster: None, checkpoint: bytes) -> None:
+    task = Faithfulness(steps=5, road_steps=3, chunk=2)
+    rng = np.random.default_rng(0)
+    asked = [Explained(s, rng.random((32, 32)).astype(np.float32)) for s in _subjects(2)]
+    found = []
+    for execution in (Execution(mode="local"), Execution(mode="ray", workers=2)):
+        pool = make_pool(execution, lambda key: checkpoint, None)
+        jobs = [Job(n, task, one, "t0") for n, one in enumerate(asked)]
+        try:
+            found.append({o.key: o for o in run_jobs(jobs, pool)})
+        finally:
+            pool.close()
+    local, spread = found
+    assert len(local) == 2
+    for key, one in local.items():
+        assert (one.error, spread[key].error) == (None, None)
+        assert one.n_forward == spread[key].n_forward == task.n_forward_planned()
+        for name in ("deletion", "insertion", "morf", "lerf"):
+            there = getattr(spread[key].result, name)
+            np.testing.assert_array_equal(getattr(one.result, name), there)
 
 
 def test_what_workers_asked_nobody_asks_again(
