@@ -15,6 +15,7 @@ from torch import nn
 from raybench.config import SweepConfig
 from raybench.data.preprocess import resize_gray
 from raybench.executor.jobs import Answer
+from raybench.executor.local import LocalPool
 from raybench.explain import Edges, KernelShap, Lime, RandomSuperpixels, Saliency
 from raybench.explain.base import to_shape
 from raybench.models.build import build
@@ -66,7 +67,7 @@ def _made(
     context.run.append("predictions", pd.DataFrame(rows))
     explain(context, pool, SIZES, ["t0"], {})
     judged = pd.DataFrame([{"trial_id": "t0", "backbone": "test_resnet", "has_checkpoint": True}])
-    return context, score(context, judged, ["t0"], {})
+    return context, score(context, LocalPool(lambda key: b"", 1), judged, ["t0"], {})
 
 
 def _asked(made: tuple[Context, pd.DataFrame], pool: Counted) -> pd.DataFrame:

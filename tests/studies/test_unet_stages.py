@@ -271,7 +271,7 @@ def test_the_plan_counts_what_is_predicted_and_a_label_cannot_take_the_name(root
     config = config_of(root)
     lines = "\n".join(plan_lines(make_plan(config, config.data.records())))
     assert "on 8 lung masks of Train, predicts those of 10 images" in lines
-    assert "1 epochs on 4 images of Train" in lines
+    assert "1 epoch on 4 images of Train" in lines
     with pytest.raises(ValueError, match="is the U-Net's name"):
         config_of(root, explain={"explainers": [{"name": "grad_cam", "label": "supervised"}]})
 

@@ -108,7 +108,8 @@ class Nobody:
 @pytest.fixture
 def spent(tmp_path: Path) -> Iterator[None]:
     ticks = iter([0.0, 3600.0])
-    budget = Budget(0.5, None, 0.0, Storage(str(tmp_path)), "spent.json", lambda: next(ticks))
+    where = Storage(str(tmp_path)), "spent.json"
+    budget = Budget(0.5, None, 0.0, *where, lambda: next(ticks), begun=True)
     budget.tick(0)
     with listening(Nobody(), budget):
         yield
