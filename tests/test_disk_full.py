@@ -70,7 +70,7 @@ def test_a_full_disk_costs_nothing_that_was_finished(
         assert len(found) == 1, "\n".join(lines[-9:])
         (said,) = found
         assert "No space left on device: 0.0 MiB are free in " in said
-        assert said.endswith("make space there and pass --resume")
+        assert said.endswith("make space there and pass --resume)")
         assert not list(small_disk.rglob("*.part"))
     finish(start(small_study, small_disk, "--resume"))
     whole, run = RunFolder(str(small_sweep)), RunFolder(str(small_disk / "tiny"))
