@@ -34,6 +34,7 @@ from raybench.training.settings import Search
 from raybench.training.space import SearchSpace, resolve
 from raybench.training.state import BEST, Epoch, State, any_epoch, newest
 from raybench.training.trial import SECOND, TrialJob, train_one
+from raybench.training.tune_record import drop, drop_if_torn
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,10 @@ def search(
     trainable = tune.with_resources(given, {"cpu": float(job.n_threads), "gpu": gpus})
     tuner = _restored(trainable, files, folder) if resume else None
     if tuner is None:
-        files.remove(folder)
+        if resume:  # trials go on from their own states
+            drop(files, folder)
+        else:
+            files.remove(folder)
         tuner = _new_tuner(trainable, job, settings, files, folder)
     begun, name = any_epoch(files, folder), spent_name(folder)
     budget = Budget(settings.hours, settings.gpu_hours, gpus, files, name, begun=begun)
@@ -166,6 +170,7 @@ def spent_name(folder: str) -> str:
 
 def _restored(trainable: Any, files: Storage, folder: str) -> tune.Tuner | None:
     """The search that an interrupted driver left; None where it had not begun."""
+    drop_if_torn(files, folder)
     system, path = files.arrow(folder)
     if not tune.Tuner.can_restore(path, storage_filesystem=system):
         return None

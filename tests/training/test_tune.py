@@ -224,3 +224,25 @@ def test_over_ray_a_budget_used_up_before_the_first_epoch_still_leaves_one(
     assert len(found) < 4, "nothing is proposed once there is an epoch"
     assert heard.epochs == [("t0000", 0)]
     assert heard.said == ["the budget of 1e-06 hours (search.hours) is used up"]
+
+
+@pytest.mark.parametrize("torn", ["experiment_state", "searcher"])
+def test_over_ray_a_torn_record_of_tunes_costs_no_epoch(
+    ray_cluster: None, tmp_path: Path, torn: str
+) -> None:
+    files, settings = Storage(str(tmp_path)), Search(trials_per_backbone=2, max_concurrent=1)
+    job = job_of(recipe({"choices": [1e-3, 2e-3]}, 2))
+    whole = room.search(job, settings, 0.0, files, "tune", Listener(), resume=False)
+    damaged = [p for p in (tmp_path / "tune").iterdir() if p.is_file() and torn in p.name]
+    assert damaged
+    for path in damaged:  # as a full disk leaves them
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    heard = Listener()
+    again = room.search(job, settings, 0.0, files, "tune", heard, resume=True)
+    assert {epoch for _, epoch in heard.epochs} <= {1}, "the last one is told again, none trained"
+    told = [(r.trial_id, r.status, r.n_epochs, r.recipe) for r in whole]
+    assert [(r.trial_id, r.status, r.n_epochs, r.recipe) for r in again] == told
+    for a, b in zip(whole, again, strict=True):
+        assert a.checkpoint is not None
+        assert b.checkpoint is not None
+        assert files.exists(b.checkpoint)
