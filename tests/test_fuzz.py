@@ -54,7 +54,7 @@ def _for_a_while(what: str, strategy: st.SearchStrategy[Any], check: Callable[[A
         limits(seed(number)(given(strategy)(one)))()
         number += 1
     print(f"\n{what}: {count:,} examples, {used:,} of them used, the others refused")
-    assert count > 0
+    assert 0 < used < count, "inputs of both kinds: those that are used and those that are refused"
 
 
 SCALARS = (
