@@ -8,9 +8,11 @@ from pydantic import Field, field_validator
 
 from raybench.explain import (
     AnyExplainer,
+    AnySuperpixels,
     CentrePrior,
     GradCam,
     Lime,
+    Quickshift,
     RandomSuperpixels,
     WholeLung,
 )
@@ -67,7 +69,11 @@ class Scoring(Settings):
         ("fixed", "val"),
         min_length=1,
         description="what maps are cut by, every explainer's alike: fixed (its own threshold), "
-        "val (highest mean IoU on Val), otsu, area (as much as infection covers on Val)",
+        "val (highest mean IoU on Val), otsu, area (as much as infection covers on Val), top_k "
+        "(the best superpixels, as many as serve Val best)",
+    )
+    superpixels: AnySuperpixels = Field(
+        Quickshift(), description="of `top_k`: the image's, the same for every explainer"
     )
 
     @field_validator("threshold_rules")

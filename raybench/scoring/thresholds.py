@@ -1,10 +1,7 @@
 """The rules by which an attribution map is cut into a salient mask.
 
-No rule sees Test: `val` and `area` learn one number from Val, `fixed` is set beforehand, and `otsu`
-looks at nothing but the map that it cuts.
-
-There is no rule for a number of superpixels: maps of regions are constant within each, so `val` and
-`area` cut them between superpixels already, and other maps have none.
+No rule sees Test: `val`, `area` and `top_k` learn one number from Val, `fixed` is set beforehand,
+and `otsu` looks at nothing but the map that it cuts. `cuts` applies them all.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from raybench.scoring.overlap import check_masks
 from raybench.scoring.severity import severity
 from raybench.types import Mask, Values
 
-ThresholdRule = Literal["fixed", "val", "otsu", "area"]
+ThresholdRule = Literal["fixed", "val", "otsu", "area", "top_k"]
 
 RULES: tuple[ThresholdRule, ...] = get_args(ThresholdRule)
 

@@ -17,9 +17,11 @@ from raybench.explain import Explainer, Lime
 from raybench.report.infection_map import infection_map, superpixel_map
 from raybench.report.page import Picture, Row, Tile, embedded, plain
 from raybench.report.tiles import BYTES, outline, photo
-from raybench.scoring.binarise import binarise, oriented
+from raybench.scoring.cuts import Place, known
 from raybench.scoring.overlap import iou
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
+from raybench.studies.cut_regions import regions_of
+from raybench.studies.score_stage import cutter_of
 from raybench.studies.supervised_stage import Supervised
 from raybench.tracking.maps import NO_TRIAL, last_rows, superpixels_of, table_name, values_of
 from raybench.types import ChestXray, Mask, XrayRecord
@@ -136,6 +138,7 @@ class _Drawn:
     ) -> None:
         self._context, self._trial, self._shelf = context, trial, shelf
         self._xrays, self._given = xrays, given
+        self._regions = regions_of(context)
         preprocess = context.preprocess_of(trial.trial_id)
         self._images = {name: preprocess.apply(xray) for name, xray in xrays.items()}
         self._tiles: dict[_Key, Tile] = {}
@@ -194,13 +197,12 @@ class _Drawn:
         if isinstance(explainer, Supervised) or not explainer.uses_model:
             return None
         scores = self._given.get((explainer.title, name), {})
-        of = scores.get("val") or next(iter(scores.values()), None)
-        if of is None or of["threshold"] is None:
+        rule = "val" if "val" in scores else next(iter(scores), None)
+        threshold = None if rule is None else scores[rule]["threshold"]
+        if rule is None or threshold is None:
             return None
-        clip = self._xrays[name].lung_mask if explainer.clip_to_lungs else None
-        values = oriented(values_of(row), explainer.sign)
-        stretch = not explainer.is_probability
-        return binarise(values, of["threshold"], clip, explainer.median_filter, stretch)
+        place = Place(self._xrays[name].lung_mask, self._regions.get(name))
+        return cutter_of(explainer).cut(values_of(row), known(rule, threshold), place)[1]
 
 
 def _row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, tee
 from typing import Any
 
@@ -13,10 +13,13 @@ from raybench.errors import ExecutionError
 from raybench.executor import Job, Pool, run_jobs
 from raybench.explain import Explainer
 from raybench.scoring.binarise import choose_threshold, oriented
+from raybench.scoring.cuts import Cut, Cutter, TopK
 from raybench.scoring.metrics import SCORES
 from raybench.scoring.severity import SEVERITY
 from raybench.scoring.thresholds import Shares, ThresholdRule
+from raybench.scoring.top_regions import k_of
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
+from raybench.studies.cut_regions import cut_regions, regions_of
 from raybench.studies.score_units import AT_ONCE, ScoreMaps, ToScore
 from raybench.studies.supervised_stage import Supervised
 from raybench.studies.truths import Truth, load_truths
@@ -59,9 +62,10 @@ def score(
 
     `fixed` is the explainer's own threshold; `val` is the one with the highest mean IoU on Val for
     this trial and explainer, so its figures on Val are those it was chosen by. `otsu` and `area`
-    give each image its own (`scoring.thresholds`). A winner of the
-    search over settings has `fixed` only where its threshold was searched too, and its `val` is
-    chosen on the images that the search compared settings on.
+    give each image its own (`scoring.thresholds`), `top_k` has the number of superpixels with the
+    highest mean IoU on Val for its threshold. A winner of the search over settings has `fixed` only
+    where its threshold was searched too, and its `val` and `top_k` are chosen on the images that
+    the search compared settings on.
 
     Args:
         pool: does a few maps at a time, on helpers without a GPU where there are any.
@@ -85,6 +89,9 @@ def score(
     rows: list[dict[str, Any]] = []
     shared: dict[str, list[dict[str, Any]]] = {}
     with context.stage("scoring"):
+        cut_regions(context, pool)
+        for image_id, regions in regions_of(context).items():
+            truths[image_id] = replace(truths[image_id], regions=regions)
         tables = [(t, _tables(context, winners, t)) for t in usable.trial_id]
         bar = progress_bar(sum(len(of_trial) for _, of_trial in tables), "scoring", "table")
         for (trial_id, of_trial), backbone in zip(tables, usable.backbone, strict=True):
@@ -165,21 +172,24 @@ def _score_table(
     place = {
         r.image_id: n for n, r in enumerate(r for of in context.explained.values() for r in of)
     }
-    explainer = scored.explainer
-    task = ScoreMaps(
-        explainer.title,
-        explainer.sign,
-        explainer.clip_to_lungs,
-        explainer.median_filter,
-        not explainer.is_probability,
-        _cuts(context, table, scored, truths),
-    )
+    cuts = _cuts(context, table, scored, truths)
+    task = ScoreMaps(scored.explainer.title, cutter_of(scored.explainer), cuts)
     rows: list[dict[str, Any]] = []
     for outcome in run_jobs(_jobs(context, table, task, truths), pool):
         if outcome.error is not None:
             raise ExecutionError(f"scoring {table}: {outcome.error}")
         rows += outcome.result
     return sorted(rows, key=lambda row: place[row["image_id"]])
+
+
+def cutter_of(explainer: Explainer | Supervised) -> Cutter:
+    """How an explainer's maps become masks, or the U-Net's."""
+    return Cutter(
+        explainer.sign,
+        explainer.clip_to_lungs,
+        explainer.median_filter,
+        not explainer.is_probability,
+    )
 
 
 def _jobs(
@@ -197,14 +207,14 @@ def _jobs(
 
 def _cuts(
     context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
-) -> dict[ThresholdRule, float | Shares | None]:
+) -> dict[ThresholdRule, Cut]:
     """What each rule cuts by, learned from Val or from nothing; rules that Val leaves open lack."""
-    found: dict[ThresholdRule, float | Shares | None] = {}
+    found: dict[ThresholdRule, Cut] = {}
     for rule in scored.rules:
         if rule == "fixed":
             found[rule] = scored.explainer.threshold
-        elif rule == "val":
-            chosen = _val_threshold(context, table, scored, truths)
+        elif rule in ("val", "top_k"):
+            chosen = _chosen_on_val(context, table, scored, truths, rule == "top_k")
             if chosen is not None:
                 found[rule] = chosen
         elif rule == "otsu":
@@ -214,25 +224,32 @@ def _cuts(
     return found
 
 
-def _val_threshold(
-    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth]
-) -> float | None:
-    """The threshold that serves Val best; None where no Val image could be explained."""
-    explainer = scored.explainer
+def _chosen_on_val(
+    context: Context, table: str, scored: _Scored, truths: Mapping[str, Truth], by_region: bool
+) -> float | TopK | None:
+    """The threshold, or the number of superpixels, that serves Val best.
+
+    None where no Val image could be explained.
+    """
+    cutter = cutter_of(scored.explainer)
     truths = {i: t for i, t in truths.items() if scored.images is None or i in scored.images}
     first = next(_val_maps(context, table, truths), None)
     if first is None:
         return None
     # One stream, read in step by three: no more than a map or two are held at a time.
     maps, masks, lungs = tee(_val_maps(context, table, truths), 3)
-    clip = explainer.clip_to_lungs
-    return choose_threshold(
-        (oriented(values, explainer.sign) for values, _ in maps),
+    if by_region:
+        looked_at = (cutter.ranked(values, truth.place) for values, truth in maps)
+    else:
+        looked_at = (oriented(values, cutter.sign) for values, _ in maps)
+    chosen = choose_threshold(
+        looked_at,
         (truth.infection for _, truth in masks),
-        (truth.lungs if clip else None for _, truth in lungs),
-        explainer.median_filter,
-        stretch=not explainer.is_probability,
+        (truth.lungs if cutter.clip_to_lungs else None for _, truth in lungs),
+        cutter.median,
+        stretch=cutter.stretch and not by_region,
     )[0]
+    return TopK(k_of(chosen)) if by_region else chosen
 
 
 def _val_maps(

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 
 from raybench.models.classifier import Classifier
-from raybench.scoring.binarise import binarise, oriented
+from raybench.scoring.binarise import oriented
+from raybench.scoring.cuts import Cut, Cutter, of_every_image
 from raybench.scoring.metrics import SCORES, localisation_scores
 from raybench.scoring.ranking import map_scores
 from raybench.scoring.severity import SEVERITY, severity_scores
-from raybench.scoring.thresholds import Shares, ThresholdRule, area_threshold, otsu
+from raybench.scoring.thresholds import ThresholdRule
 from raybench.studies.truths import Truth
 from raybench.tracking.maps import values_of
-from raybench.types import Arrays, Sign, Unit, Values
+from raybench.types import Arrays, Unit, Values
 
 AT_ONCE = 8
 """Maps in a unit: seconds of work, and a few megabytes to be shipped."""
@@ -40,17 +41,13 @@ class ScoreMaps:
 
     Attributes:
         title: of the explainer.
-        sign, clip_to_lungs, median_filter, stretch: how `binarise` makes its masks.
-        cuts: by rule, the threshold of every image; None: Otsu's of each; `Shares`: the one that
-            covers so much of each.
+        cutter: how its masks are made.
+        cuts: by rule, what every image is cut by.
     """
 
     title: str
-    sign: Sign
-    clip_to_lungs: bool
-    median_filter: int
-    stretch: bool
-    cuts: Mapping[ThresholdRule, float | Shares | None]
+    cutter: Cutter
+    cuts: Mapping[ThresholdRule, Cut]
 
     def plan(self, subject: Sequence[ToScore], done: Mapping[str, Arrays], /) -> list[Unit]:
         """All of them at once."""
@@ -84,30 +81,21 @@ class ScoreMaps:
 
     def _of(self, each: ToScore) -> list[list[float]]:
         truth = each.truth
-        failed = not pd.isna(each.row["error"])
-        values = None if failed else oriented(values_of(each.row), self.sign)
+        if not pd.isna(each.row["error"]):
+            lost = [{"threshold": of_every_image(cut)} for cut in self.cuts.values()]
+            return [[scores.get(name, math.nan) for name in _COLUMNS] for scores in lost]
+        values = values_of(each.row)
         # No threshold touches these, so every rule's row has the same.
-        of_map = {} if values is None else map_scores(values, truth.infection, truth.lungs)
+        looked_at = oriented(values, self.cutter.sign)
+        of_map = map_scores(looked_at, truth.infection, truth.lungs)
         found = []
         for cut in self.cuts.values():
-            threshold = cut if isinstance(cut, float) else self._threshold(values, truth, cut)
-            scores = {"threshold": threshold} | of_map
-            if values is not None:
-                scores |= self._cut(values, truth, threshold)
+            scores = self._cut(values, truth, cut) | of_map
             found.append([scores.get(name, math.nan) for name in _COLUMNS])
         return found
 
-    def _threshold(self, values: Values | None, truth: Truth, shares: Shares | None) -> float:
-        """Of one image alone; NaN where its map failed."""
-        if values is None:
-            return math.nan
-        if shares is None:
-            return otsu(values, self.stretch)
-        return area_threshold(values, shares, truth.lungs, self.clip_to_lungs, self.stretch)
-
-    def _cut(self, values: Values, truth: Truth, threshold: float) -> dict[str, float]:
-        clip = truth.lungs if self.clip_to_lungs else None
-        salient = binarise(values, threshold, clip, self.median_filter, self.stretch)
-        return localisation_scores(salient, truth.infection) | severity_scores(
-            salient, truth.infection, truth.lungs
-        )
+    def _cut(self, values: Values, truth: Truth, cut: Cut) -> dict[str, float]:
+        threshold, salient = self.cutter.cut(values, cut, truth.place)
+        overlap = localisation_scores(salient, truth.infection)
+        severity = severity_scores(salient, truth.infection, truth.lungs)
+        return {"threshold": threshold} | overlap | severity

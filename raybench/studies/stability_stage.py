@@ -14,11 +14,15 @@ from raybench.config import SweepConfig
 from raybench.config_sanity import Stability
 from raybench.executor import Job, Pool
 from raybench.explain import Explainer
+from raybench.explain.regions import Labels
 from raybench.scoring.agreement import rank_agreement
-from raybench.scoring.binarise import binarise, oriented
+from raybench.scoring.binarise import oriented
+from raybench.scoring.cuts import Cut, Place
+from raybench.scoring.cuts import known as known_cut
 from raybench.scoring.overlap import iou
-from raybench.scoring.thresholds import Shares, area_threshold, otsu
+from raybench.scoring.thresholds import Shares
 from raybench.studies.context import Context, Winners
+from raybench.studies.cut_regions import regions_of
 from raybench.studies.made_again import (
     Again,
     Known,
@@ -29,6 +33,7 @@ from raybench.studies.made_again import (
 )
 from raybench.studies.material import Material
 from raybench.studies.noise import Noise, classes_that_change
+from raybench.studies.score_stage import cutter_of
 from raybench.studies.stability_table import COLUMNS, NOISE, SEEDS, jaccard, summary
 from raybench.types import Mask, Values
 
@@ -43,12 +48,14 @@ class Shaken(Method):
             gives each image its own, it is found anew on each map.
         rules: the sweep's.
         shares: what the rule `area` knows of Val.
+        regions: by image, the superpixels that the rule `top_k` ranks; those of the image as it is.
     """
 
     noise: Noise
     cuts: Mapping[tuple[str, str, str], float]
     rules: tuple[str, ...]
     shares: Shares | None
+    regions: Mapping[str, Labels]
 
     @property
     def stage(self) -> str:
@@ -77,26 +84,22 @@ class Shaken(Method):
         self, again: Again, known: Values, found: Values, lungs: Mask | None
     ) -> dict[str, float]:
         """See `Method`: rules that the explainer is not scored by have no figure."""
-        explainer = again.explainer
-        maps = [oriented(values, explainer.sign) for values in (known, found)]
-        row = {"rank": rank_agreement(*maps)}
+        explainer, cutter = again.explainer, cutter_of(again.explainer)
+        place = Place(lungs, self.regions.get(again.record.image_id))
+        whole = (known, found)
+        row = {"rank": rank_agreement(*(oriented(values, explainer.sign) for values in whole))}
         for rule in self.rules:
             cut = self.cuts.get((again.trial_id, explainer.title, rule))
             if cut is not None:
-                masks = [self._mask(explainer, rule, cut, values, lungs) for values in maps]
+                masks = [cutter.cut(values, self._cut(rule, cut), place)[1] for values in whole]
                 row[jaccard(rule)] = iou(*masks)
         return row
 
-    def _mask(
-        self, explainer: Explainer, rule: str, cut: float, values: Values, lungs: Mask | None
-    ) -> Mask:
-        stretch, clips = not explainer.is_probability, explainer.clip_to_lungs
+    def _cut(self, rule: str, threshold: float) -> Cut:
+        """Rules that look at each map do so again."""
         if rule == "otsu":
-            cut = otsu(values, stretch)
-        elif rule == "area" and self.shares is not None:
-            cut = area_threshold(values, self.shares, lungs, clips, stretch)
-        clip = lungs if clips else None
-        return binarise(values, cut, clip, explainer.median_filter, stretch)
+            return None
+        return self.shares if rule == "area" else known_cut(rule, threshold)
 
 
 def reseeded(explainer: Explainer, seed: int) -> Explainer | None:
@@ -180,7 +183,7 @@ def _method(context: Context, settings: Stability, scores: pd.DataFrame) -> Shak
         pairs = ((x.infection_mask, x.lung_mask) for x in val)
         shares = Shares.of((drawn, lungs) for drawn, lungs in pairs if drawn is not None)
     noise = Noise(settings.noise, settings.n_noise, context.config.seed)
-    return Shaken(noise, cuts, rules, shares)
+    return Shaken(noise, cuts, rules, shares, regions_of(context))
 
 
 def _items(

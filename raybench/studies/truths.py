@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raybench.explain.regions import Labels
+from raybench.scoring.cuts import Place
 from raybench.studies.context import Context
 from raybench.types import SPLITS, Mask, Split
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Masks of one image at its own resolution, bool `[H, W]`, and its class."""
+    """Masks of one image at its own resolution, bool `[H, W]`, and its class.
+
+    Attributes:
+        regions: superpixels `[h, w]`, where a threshold rule ranks them.
+    """
 
     infection: Mask
     lungs: Mask | None
     label: str
+    regions: Labels | None = None
+
+    @property
+    def place(self) -> Place:
+        """What a cut may see of it."""
+        return Place(self.lungs, self.regions)
 
 
 def load_truths(context: Context, splits: Iterable[Split] = SPLITS) -> dict[str, Truth]:

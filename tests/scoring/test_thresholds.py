@@ -118,5 +118,5 @@ def test_rules_stand_once_each() -> None:
     assert Scoring(threshold_rules=RULES).threshold_rules == RULES
     with pytest.raises(ValueError, match="found twice: otsu"):
         Scoring(threshold_rules=("otsu", "otsu"))
-    with pytest.raises(ValueError, match="'fixed', 'val', 'otsu' or 'area'"):
+    with pytest.raises(ValueError, match="'fixed', 'val', 'otsu', 'area' or 'top_k'"):
         Scoring.model_validate({"threshold_rules": ["best"]})

@@ -12,13 +12,14 @@ import pytest
 
 from raybench.config_explain import Scoring
 from raybench.executor.local import LocalPool
-from raybench.explain import Lime
+from raybench.explain import Lime, Quickshift
 from raybench.scoring.metrics import METRICS
 from raybench.scoring.ranking import MAP_SCORES, map_scores
 from raybench.scoring.severity import SEVERITY
 from raybench.scoring.thresholds import RULES
 from raybench.signs import oriented
 from raybench.studies.context import Tuned
+from raybench.studies.cut_regions import TABLE, cut_regions, regions_of
 from raybench.studies.leaderboard import leaderboard
 from raybench.studies.score_stage import score
 from raybench.tracking.maps import table_name, to_row
@@ -161,10 +162,28 @@ def test_nothing_of_test_reaches_a_threshold_or_a_figure_on_val(tmp_path: Path) 
     assert (plain.iou != truths.iou)[plain.split == "Test"].any(), "the truths did change"
     maps = _scored(tmp_path / "maps", 2, altered=False)
     pd.testing.assert_frame_equal(plain[plain.split == "Val"], maps[maps.split == "Val"])
-    learned = plain.threshold_rule.isin(["fixed", "val"])
+    learned = plain.threshold_rule.isin(["fixed", "val", "top_k"])
     pd.testing.assert_frame_equal(plain[learned][keys], maps[learned][keys])
     by_map = plain[~learned & (plain.split == "Test")]
     assert (by_map.threshold != maps.loc[by_map.index].threshold).any(), "the maps did change"
+
+
+def test_superpixels_to_rank_are_cut_once_an_image_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_at(tmp_path)
+    scoring = context.config.scoring.model_copy(update={"threshold_rules": ("top_k",)})
+    context = replace(context, config=context.config.model_copy(update={"scoring": scoring}))
+    cut_regions(context, pool())
+    kept = regions_of(context)
+    assert set(kept) == {r.image_id for of in context.explained.values() for r in of}
+    for of in context.explained.values():
+        for record in of:
+            image = context.preprocess_of(None).apply(context.dataset.load(record))
+            assert (kept[record.image_id] == Quickshift().segment(image)).all(), "LIME's own"
+    monkeypatch.setattr(Quickshift, "segment", lambda *_: pytest.fail("cut a second time"))
+    cut_regions(context, pool())
+    assert len(context.run.read(TABLE)) == len(kept)
 
 
 def test_a_winner_is_scored_by_the_sweeps_rules_and_its_own() -> None:
