@@ -61,6 +61,8 @@ def cut_regions(context: Context, pool: Pool) -> None:
     known = {name for part in context.run.iterate(TABLE, ["image_id"]) for name in part.image_id}
     records = {r.image_id: r for of in context.explained.values() for r in of}
     todo = [record for name, record in records.items() if name not in known]
+    if not todo:
+        return
     bar = progress_bar(len(todo), "superpixels", "image")
     task, rows = CutRegions(context.config.scoring.superpixels), list[dict[str, object]]()
     for outcome in run_jobs(_jobs(context, task, todo), pool):

@@ -38,6 +38,7 @@ _CHARTS = (
     ("cost", "Cost", "Mean IoU against the work that an image takes."),
     ("faithfulness", "Faithfulness", "What the classifier says as pixels come and go."),
     ("sanity", "Sanity", "How alike maps stay as the model is randomised."),
+    ("stability", "Stability", "How alike maps are over seeds and a little noise."),
     ("severity", "Severity", "Share of the lungs infected: found against drawn."),
     ("pareto", "Explainers' settings", "Every setting tried: IoU on Val against forward passes."),
     ("trials_front", "Trials", "Accuracy and localisation on Val of every trial."),

@@ -15,6 +15,8 @@ from raybench.config_sanity import Stability
 from raybench.executor import Job, Pool
 from raybench.explain import Explainer
 from raybench.explain.regions import Labels
+from raybench.report.figures import png
+from raybench.report.stability_dots import stability_dots
 from raybench.scoring.agreement import rank_agreement
 from raybench.scoring.binarise import oriented
 from raybench.scoring.cuts import Cut, Place
@@ -154,8 +156,16 @@ def stability(
         left_out = {t: len(of) for t, of in changed.items()}
         records, seed = context.explained["Test"], context.config.seed
         found = summary(rows, method.cuts, explainers, left_out, records, seed)
-        context.run.write_csv("stability.csv", found)
+        _write(context, found)
     return found
+
+
+def _write(context: Context, found: pd.DataFrame) -> None:
+    context.run.write_csv("stability.csv", found)
+    rules = context.config.scoring.threshold_rules
+    rule = "val" if "val" in rules else rules[0]
+    if found[found.threshold_rule == rule]["rank"].notna().any():
+        context.run.write_figure("stability.png", png(stability_dots(found, rule)))
 
 
 def _changed(

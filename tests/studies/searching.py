@@ -61,6 +61,20 @@ class Counted(LocalPool):
         return answer
 
 
+class Dying(Counted):
+    """Ends after so many units, as a killed sweep would."""
+
+    def __init__(self, checkpoint: bytes, after: int) -> None:
+        super().__init__(checkpoint)
+        self._left = after
+
+    def next(self) -> Answer:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        return super().next()
+
+
 def context_at(folder: Path) -> Context:
     config = SweepConfig.model_validate(CONFIG)
     records = tuple(config.data.records())

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from raybench.errors import DataError, RunFolderError
 from raybench.executor.jobs import Answer, run_jobs
@@ -19,8 +18,6 @@ from raybench.executor.remembering import RememberingPool
 from raybench.explain import GradCam, Lime
 from raybench.explain.fills import Neighbour
 from raybench.explain.spaces import ExplainerSearch, Space
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.scoring.binarise import CANDIDATES, binarise, choose_threshold, oriented
 from raybench.scoring.overlap import iou
 from raybench.studies.context import Context, Winners
@@ -33,15 +30,6 @@ from raybench.studies.truths import load_truths
 from raybench.tracking.maps import table_name, to_row
 from raybench.tracking.run_folder import RunFolder
 from tests.studies.searching import SIZES, Counted, context_at, search_at
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> bytes:
-    torch.manual_seed(0)
-    net = build("test_resnet", 3)
-    with torch.no_grad():
-        net.get_classifier().weight.mul_(40)
-    return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
 
 
 @pytest.fixture(scope="module")

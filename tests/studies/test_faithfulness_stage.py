@@ -7,12 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from raybench.config import SweepConfig
-from raybench.executor.jobs import Answer
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.scoring.faithfulness import area
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import explain
@@ -21,33 +17,12 @@ from raybench.studies.faithfulness_table import COLUMNS, FIGURES, beside
 from raybench.tracking.maps import table_name
 from raybench.tracking.metrics import leaderboard
 from raybench.tracking.run_folder import RunFolder
-from tests.studies.searching import CONFIG, SIZES, Counted, context_at
+from tests.studies.searching import CONFIG, SIZES, Counted, Dying, context_at
 
 BEST = {"t0": "test_resnet"}
 ASKED = {"steps": 4, "road_steps": 3, "chunk": 3}
 EXPLAINERS = [{"name": "grad_cam"}, {"name": "centre_prior"}]
 EACH = 2 * 5 + 2 * 3
-
-
-class Dying(Counted):
-    """Dies at its n-th unit, as a killed sweep would."""
-
-    left = 9
-
-    def next(self) -> Answer:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().next()
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> bytes:
-    torch.manual_seed(0)
-    net = build("test_resnet", 3)
-    with torch.no_grad():
-        net.get_classifier().weight.mul_(40)
-    return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
 
 
 def _context(folder: Path, checkpoint: bytes, where: str = "") -> Context:
@@ -70,7 +45,7 @@ def test_a_killed_stage_goes_on_and_is_the_uninterrupted_one(
     pool = Counted(checkpoint)
     expected = faithfulness(whole, pool, SIZES, BEST, {})
     assert pool.n_forward == 4 * EACH, "two explainers, two images"
-    dying, second = Dying(checkpoint), Counted(checkpoint)
+    dying, second = Dying(checkpoint, after=9), Counted(checkpoint)
     with pytest.raises(KeyboardInterrupt):
         faithfulness(killed, dying, SIZES, BEST, {})
     n_kept = sum(len(killed.run.read(f"faithfulness_t0_{e['name']}")) for e in EXPLAINERS)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from raybench.data import Phantom
 from raybench.data.preprocess import Preprocess, resize_gray
@@ -16,8 +15,6 @@ from raybench.executor import Execution, Job, make_pool
 from raybench.executor.jobs import Answer, Task
 from raybench.executor.local import LocalPool, Resident
 from raybench.explain import Explainer, GradCam, Lime
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.runtime import Runtime, split_key, with_precision
 from raybench.storage import Storage
 from raybench.studies.precision import choose_precision, decide, model_keys
@@ -48,15 +45,6 @@ def test_bfloat16_only_where_the_least_alike_masks_are_the_same(
     precision, found = decide(pairs)
     assert precision == chosen
     np.testing.assert_allclose(found, ious)
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> bytes:
-    torch.manual_seed(0)
-    net = build("test_resnet", 3)
-    with torch.no_grad():
-        net.get_classifier().weight.mul_(40)
-    return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
 
 
 @pytest.fixture(scope="module")

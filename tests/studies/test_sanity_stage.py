@@ -14,10 +14,7 @@ from torch import nn
 
 from raybench.config import SweepConfig
 from raybench.errors import ConfigError
-from raybench.executor.jobs import Answer
 from raybench.explain import Edges, Explainer, Lime, Rise, Saliency
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.models.randomise import depth_of
 from raybench.studies.context import Context
@@ -26,7 +23,7 @@ from raybench.studies.sanity_stage import plan_lines, sanity
 from raybench.studies.sanity_table import COLUMNS, with_sanity
 from raybench.tracking.run_folder import RunFolder
 from raybench.types import Arrays, AttributionMap, Subject, Unit
-from tests.studies.searching import CONFIG, FINE, SIZES, Counted, context_at
+from tests.studies.searching import CONFIG, FINE, SIZES, Counted, Dying, context_at
 
 BEST = {"t0": "test_resnet"}
 ASKED = {"n_images": 2, "depths": ["head", "full"], "draws": 1}
@@ -94,15 +91,6 @@ def _context(folder: Path, explainers: list[Explainer] | None = None, **more: ob
     return replace(context_at(folder), config=config)
 
 
-@pytest.fixture(scope="module")
-def checkpoint() -> bytes:
-    torch.manual_seed(0)
-    net = build("test_resnet", 3)
-    with torch.no_grad():
-        net.get_classifier().weight.mul_(40)
-    return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
-
-
 def test_edges_are_unmoved_and_a_linear_models_gradient_is_moved(tmp_path: Path) -> None:
     context = _context(tmp_path, [_Redrawn(), Saliency()])
     pool = _pool_of(lambda key: 0 if depth_of(key) is None else depth_of(key)[1] % 1000)
@@ -124,18 +112,6 @@ def test_an_unchanged_model_gives_exactly_the_same_maps(tmp_path: Path) -> None:
     assert (found[["rank", "rank_of_sizes", "ssim"]] == 1.0).all(axis=None)
 
 
-class _Dying(Counted):
-    """Dies at its n-th unit, as a killed sweep would."""
-
-    left = 9
-
-    def next(self) -> Answer:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().next()
-
-
 def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
     checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +120,8 @@ def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
     killed = replace(killed, run=RunFolder(f"memory://{tmp_path.name}/sanity"))
     for context in (whole, killed):
         explain(context, Counted(checkpoint), SIZES, ["t0"], {})
-    pool, dying, second, third = (c(checkpoint) for c in (Counted, _Dying, Counted, Counted))
+    pool, second, third = (Counted(checkpoint) for _ in range(3))
+    dying = Dying(checkpoint, after=9)
     expected = sanity(whole, pool, SIZES, BEST, {}, {})
     with pytest.raises(KeyboardInterrupt):
         sanity(killed, dying, SIZES, BEST, {}, {})

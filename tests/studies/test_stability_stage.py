@@ -14,12 +14,9 @@ from torch import nn
 
 from raybench.config import SweepConfig
 from raybench.data.preprocess import resize_gray
-from raybench.executor.jobs import Answer
 from raybench.executor.local import LocalPool
 from raybench.explain import Edges, KernelShap, Lime, RandomSuperpixels, Saliency
 from raybench.explain.base import to_shape
-from raybench.models.build import build
-from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import binarise
 from raybench.scoring.overlap import iou
@@ -31,7 +28,7 @@ from raybench.studies.stability_stage import plan_lines, reseeded, stability
 from raybench.studies.stability_table import COLUMNS, with_stability
 from raybench.tracking.maps import last_rows, table_name, values_of
 from raybench.tracking.run_folder import RunFolder
-from tests.studies.searching import CONFIG, FINE, SIZES, Counted, context_at
+from tests.studies.searching import CONFIG, FINE, SIZES, Counted, Dying, context_at
 
 BEST = {"t0": "test_resnet"}
 ASKED = {"n_images": 2, "n_seeds": 2, "n_noise": 2, "noise": 3.0}
@@ -40,14 +37,7 @@ EXPLAINERS = [
     {"name": "saliency"},
     {"name": "edges"},
 ]
-RULES = ["fixed", "val", "otsu", "area"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> bytes:
-    torch.manual_seed(0)
-    net = build("test_resnet", 3)
-    return save_checkpoint(net, Card("test_resnet", ("a", "b", "c"), (64, 64)))
+RULES = ["fixed", "val", "otsu", "area", "top_k"]
 
 
 def _made(
@@ -105,6 +95,7 @@ def test_tables_hold_what_a_plain_loop_finds(checkpoint: bytes, tmp_path: Path) 
     found = _asked(made, Counted(checkpoint))
     assert tuple(found.columns) == COLUMNS
     assert len(found) == 3 * 2 * len(RULES)
+    assert context.run.storage.exists("figures/stability.png")
     noise, model = Noise(3.0, 2, 0), Classifier.from_checkpoint(checkpoint)
     maps = {r["image_id"]: r for r in last_rows(context.run, table_name("t0", "saliency"))}
     alike = []
@@ -128,8 +119,10 @@ def test_tables_hold_what_a_plain_loop_finds(checkpoint: bytes, tmp_path: Path) 
         columns=["backbone", "trial_id", "explainer", "threshold_rule"],
     )
     joined = with_stability(board, found)
-    assert joined.noise_jaccard.tolist()[:4] == _of(found, "lime", "noise").jaccard.tolist()
-    assert joined.seeds_jaccard.isna().tolist() == [False] * 4 + [True]
+    assert (
+        joined.noise_jaccard.tolist()[: len(RULES)] == _of(found, "lime", "noise").jaccard.tolist()
+    )
+    assert joined.seeds_jaccard.isna().tolist() == [False] * len(RULES) + [True]
 
 
 class _Fickle(nn.Module):
@@ -165,18 +158,6 @@ def test_images_whose_class_changes_are_left_out_and_counted(tmp_path: Path) -> 
     assert (found[found.over == "seeds"].n_class_changed == 0).all()
 
 
-class _Dying(Counted):
-    """Dies at its n-th unit, as a killed sweep would."""
-
-    left = 14
-
-    def next(self) -> Answer:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().next()
-
-
 def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
     checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +165,8 @@ def test_killed_and_resumed_in_a_bucket_it_is_the_uninterrupted_one(
     whole = _made(tmp_path / "whole", Counted(checkpoint))
     bucket = f"memory://{tmp_path.name}/stability"
     killed = _made(tmp_path / "killed", Counted(checkpoint), where=bucket)
-    pool, dying, second, third = (c(checkpoint) for c in (Counted, _Dying, Counted, Counted))
+    pool, second, third = (Counted(checkpoint) for _ in range(3))
+    dying = Dying(checkpoint, after=14)
     expected = _asked(whole, pool)
     with pytest.raises(KeyboardInterrupt):
         _asked(killed, dying)
