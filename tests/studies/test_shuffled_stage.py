@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from raybench.config import SweepConfig
 from raybench.data import Phantom
 from raybench.models.build import build
 from raybench.models.checkpoint import Card, read_parts, save_checkpoint
+from raybench.studies import shuffled_stage
 from raybench.studies.cards import card_name, checkpoint_name
 from raybench.studies.context import Context
 from raybench.studies.explain_stage import explain
@@ -51,7 +54,7 @@ def _context(folder: Path) -> Context:
     recipe = {"name": "test_resnet", "weights": "none", "input_size": 64, "batch_size": 4}
     config = SweepConfig.model_validate(
         CONFIG
-        | {"backbones": [recipe | {"phases": [{"epochs": 2, "lr": 1e-3}]}]}
+        | {"backbones": [recipe | {"phases": [{"epochs": 4, "lr": 1e-3}]}]}
         | {"data": CONFIG["data"] | {"n_train": 3, "size": 64}, "explainer_search": None}
         | {"explain": {"explainers": [{"name": "saliency"}, {"name": "whole_lung"}]}}
         | {"sanity": {"n_images": 2, "depths": ["full"], "draws": 1, "shuffled_labels": True}}
@@ -60,6 +63,8 @@ def _context(folder: Path) -> Context:
     context = replace(context_at(folder), config=config, dataset=config.data)
     records = tuple(config.data.records())
     explained = {s: tuple(r for r in of) for s, of in context.explained.items()}
+    said = json.dumps({"recipe": config.recipes[0].model_dump(mode="json")})
+    context.run.storage.write(card_name("t0"), said.encode())
     return replace(context, records=records, explained=explained)
 
 
@@ -70,8 +75,6 @@ def test_it_is_trained_once_and_its_maps_are_compared(
     torch.manual_seed(0)
     net = build("test_resnet", 3)
     checkpoint = save_checkpoint(net, Card("test_resnet", context.dataset.classes, (64, 64)))
-    said = json.dumps({"recipe": context.config.recipes[0].model_dump(mode="json")})
-    context.run.storage.write(card_name("t0"), said.encode())
     learned = train_shuffled(context, BEST, resume=False)
     assert list(learned) == ["t0"]
     assert 0 <= learned["t0"] <= 1
@@ -91,3 +94,28 @@ def test_it_is_trained_once_and_its_maps_are_compared(
     assert rows.loc[("saliency", "labels"), ["n", "learned"]].tolist() == [2, learned["t0"]]
     assert rows.loc[("saliency", "labels"), "rank"] < 1
     assert rows.loc[("whole_lung", "labels"), "by_construction"]
+
+
+@pytest.mark.slow  # Tune thrice
+def test_a_kill_costs_no_epoch_but_the_one_under_way(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, killed = _context(tmp_path / "calm"), _context(tmp_path / "killed")
+    name = checkpoint_name(shuffled_key("t0"))
+    expected = train_shuffled(calm, BEST, resume=False)
+    heard: list[int] = []
+
+    def told(_: object, trial_id: str, recipe: object, epoch: Mapping[str, Any]) -> None:
+        heard.append(int(epoch["epoch"]))
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shuffled_stage._Bar, "epoch_finished", told)
+    with pytest.raises(KeyboardInterrupt):
+        train_shuffled(killed, BEST, resume=False)
+    assert not killed.run.storage.exists(name)
+    assert train_shuffled(killed, BEST, resume=True) == expected
+    kept = (context.run.storage.read(name) for context in (calm, killed))
+    assert len(set(kept)) == 1, "to the byte"
+    assert sorted(set(heard)) == [0, 1, 2, 3]
+    assert len(heard) <= 4 + 1, "the epoch under way, at most"
