@@ -97,7 +97,7 @@ def faithfulness(
     everything = list(_items(context, settings, chosen, winners))
     done = _finished(context, everything)
     todo = [item for item in everything if (item.table, item.record.image_id) not in done]
-    with context.stage("faithfulness", maps=len(everything)):
+    with context.stage("faithfulness", maps=len(everything), known=len(done)):
         if todo:
             errors = _ask(context, pool, Material(context, sizes), task, todo)
             for table in {item.table for item in everything}:

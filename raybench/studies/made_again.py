@@ -122,7 +122,7 @@ def make_again(
         `trial_id`, `explainer`, `image_id`, `change`, `number`, the method's figures, `n_forward`,
         `seconds` and `error`, in the order of `everything`.
     """
-    done = _finished(context, method, everything)
+    done = finished(context, method, everything)
     todo = [again for again in everything if (method.table(again), *again.row_key) not in done]
     if todo:
         material = Material(context, sizes)
@@ -141,7 +141,7 @@ def make_again(
     return _rows(context, method, everything)
 
 
-def _finished(
+def finished(
     context: Context, method: Method, everything: Sequence[Again]
 ) -> set[tuple[str, str, str, int]]:
     """Table and key of what an earlier call made; what failed then is tried again."""

@@ -175,7 +175,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _search_lines(plan)
     n_best = len(config.backbones) + bool(plan.n_members)
     yield from looking_closer.plan_lines(config, plan.explained["Test"], n_best)
-    n_files = plan.n_trials + bool(plan.n_members)
+    yield from _file_lines(plan)
+
+
+def _file_lines(plan: Plan) -> Iterator[str]:
+    config = plan.config
     yield f"Files, below {config.run_folder}/"
     yield "  config.yaml, events.jsonl, trials.csv, predictions.parquet, scores.parquet,"
     found = "" if config.explainer_search is None else " explainer_search.csv,"
@@ -184,7 +188,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     tracked = "mlflow.db" if config.tracking.uri is None else f"(MLflow at {config.tracking.uri})"
     unets = [name for name in ("supervised", "lungs") if getattr(config, name) is not None]
     tables = "".join(f" trials_{name}.csv," for name in unets)
-    yield f"  checkpoints/ ({n_files} files and cards),"
+    n_files = plan.n_trials + bool(plan.n_members) + len(unets)
+    learned = config.sanity is not None and config.sanity.shuffled_labels
+    others = f", {len(config.backbones)} of permuted labels" if learned else ""
+    yield f"  checkpoints/ ({n_files} files and cards{others}),"
     yield f"  parts/ (predictions and attribution maps),{tables} {tracked}"
 
 

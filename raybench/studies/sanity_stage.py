@@ -26,6 +26,7 @@ from raybench.studies.made_again import (
     Known,
     Method,
     explainers_of,
+    finished,
     make_again,
     some_of_test,
 )
@@ -110,8 +111,10 @@ def sanity(
         return pd.DataFrame(columns=list(COLUMNS))
     trials = [trial_id for trial_id in chosen if trial_id != ENSEMBLE]
     everything = list(_items(context, settings, trials, winners, learned))
-    with context.stage("sanity", maps=len(everything)):
-        rows = make_again(context, pool, sizes, Randomised(context.config.seed), everything)
+    method = Randomised(context.config.seed)
+    known = len(finished(context, method, everything))
+    with context.stage("sanity", maps=len(everything), known=known):
+        rows = make_again(context, pool, sizes, method, everything)
         rows.insert(0, "backbone", [chosen[trial_id] for trial_id in rows.trial_id])
         rows = rows.rename(columns={"change": "depth", "number": "draw"})
         context.run.write_parquet("sanity.parquet", rows)

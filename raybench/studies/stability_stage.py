@@ -30,6 +30,7 @@ from raybench.studies.made_again import (
     Known,
     Method,
     explainers_of,
+    finished,
     make_again,
     some_of_test,
 )
@@ -138,14 +139,15 @@ def stability(
     if settings is None:
         return pd.DataFrame(columns=list(COLUMNS))
     method = _method(context, settings, scores)
-    with context.stage("stability"):
-        changed = _changed(context, pool, Material(context, sizes), method.noise, chosen)
-        everything = [
-            again
-            for again in _items(context, settings, list(chosen), winners)
-            if again.change == SEEDS
-            or (again.record.image_id, again.number) not in changed[again.trial_id]
-        ]
+    changed = _changed(context, pool, Material(context, sizes), method.noise, chosen)
+    everything = [
+        again
+        for again in _items(context, settings, list(chosen), winners)
+        if again.change == SEEDS
+        or (again.record.image_id, again.number) not in changed[again.trial_id]
+    ]
+    known = len(finished(context, method, everything))
+    with context.stage("stability", maps=len(everything), known=known):
         rows = make_again(context, pool, sizes, method, everything)
         rows.insert(0, "backbone", [chosen[trial_id] for trial_id in rows.trial_id])
         context.run.write_parquet("stability.parquet", rows)

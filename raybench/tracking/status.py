@@ -1,7 +1,7 @@
 """Where a sweep stands, told from its run folder alone: no Ray, no MLflow, nothing is locked.
 
-Epochs are counted from the event log, maps from their tables; what a stage has to do in all stands
-in its `stage_started` event.
+Epochs are counted from the event log, maps and what is asked of them from their tables; what a
+stage has to do in all stands in its `stage_started` event.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from raybench.tracking.run_folder import RunFolder
 
 _MAPS = "maps_"
 _OTHERS = ("maps_supervised", "maps_lungs")
+_CLOSER = ("faithfulness", "sanity", "stability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ def sweep_status(run: RunFolder, now: float | None = None) -> SweepStatus:
     n_maps, n_failed = _maps(run)
     last = float(events[-1]["time"]) if events else now
     done = {"training": _epochs(events, config), "explaining": n_maps - n_failed}
+    begun = {str(e["stage"]) for e in events if e["kind"] == "stage_started"}
+    done |= {stage: _looked_at(run, stage) for stage in _CLOSER if stage in begun}
     said = [str(e["message"]) for e in events if e["kind"] == "warning"]
     return SweepStatus(
         name=str(config.get("name") or run.path.name),
@@ -136,7 +139,7 @@ def _stage(
     seconds = max(0.0, now - float(start["time"]))
     if total is None:
         done = None
-    known = int(start.get("known", 0)) if name == "explaining" else _before(events, start)
+    known = int(start["known"]) if "known" in start else _before(events, start)
     fresh = 0 if done is None else done - known
     rate = fresh / seconds if fresh > 0 and seconds > 0 else None
     left = None if rate is None or total is None or done is None else (total - done) / rate
@@ -233,3 +236,13 @@ def _maps(run: RunFolder) -> tuple[int, int]:
         made += len(last)
         failed += sum(map(bool, last.values()))
     return made, failed
+
+
+def _looked_at(run: RunFolder, stage: str) -> int:
+    """Maps that a closer look has asked about; what failed is asked again."""
+    n = 0
+    for table in run.storage.names("parts"):
+        if table.startswith(f"{stage}_"):
+            for frame in run.iterate(table):
+                n += int(frame.error.isna().sum())
+    return n

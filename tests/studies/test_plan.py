@@ -108,6 +108,13 @@ def test_the_lines_say_what_it_costs(plan: Plan) -> None:
         assert words in text
 
 
+def test_every_checkpoint_is_counted(root: Path) -> None:
+    unet = "{name: test_resnet, weights: none, phases: [{epochs: 1, lr: 1.0e-3}]}"
+    more = ("sanity.shuffled_labels", "true"), ("supervised.recipe", unet)
+    text = "\n".join(plan_lines(plan_sweep(study(root, *more))))
+    assert "checkpoints/ (5 files and cards, 4 of permuted labels)" in text
+
+
 def test_two_classes_are_a_study_of_their_own(root: Path) -> None:
     plan = plan_sweep(study(root, ("data.classes", "[COVID-19, Non-COVID]")))
     assert plan.images["Test"] == {"COVID-19": 583, "Non-COVID": 292}

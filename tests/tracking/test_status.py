@@ -81,6 +81,20 @@ def test_counts_while_it_explains(tmp_path: Path) -> None:
     assert status.warnings == ("mind the gap",)
 
 
+def test_counts_while_it_looks_closer(tmp_path: Path) -> None:
+    with _begun(tmp_path / "run") as run:
+        _explaining(run)
+        run.events.append("stage_finished", time=T + 40, stage="explaining", seconds=20.0, maps=10)
+        run.events.append("stage_started", time=T + 50, stage="sanity", maps=8, known=1)
+        rows = {"image_id": ["x", "y", "y"], "error": [None, "too dark", None]}
+        run.append("sanity_t0_lime", pd.DataFrame(rows))
+        status = sweep_status(run, now=T + 60)
+    last = status.stages[-1]
+    assert (last.name, last.state, last.done, last.total) == ("sanity", "running", 2, 8)
+    assert last.rate == pytest.approx(0.1), "one was there before"
+    assert last.seconds_left == pytest.approx(60)
+
+
 def test_states_and_what_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "run"
 
