@@ -151,7 +151,8 @@ class SweepConfig(Settings):
         if self.ensemble is not None and self.varies_preprocess:
             raise ValueError(
                 "ensemble: its members see one image, so all must preprocess it in one way; here "
-                f"{'; '.join(self._ways_of_seeing())}: give all backbones one value"
+                f"{'; '.join(self._ways_of_seeing())}: set it in the sweep's preprocess, the same "
+                "for all"
             )
         return self
 
