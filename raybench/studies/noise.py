@@ -66,7 +66,7 @@ def classes_that_change(
     Raises:
         ExecutionError: the classifier could not be asked.
     """
-    table = f"stability_classes_{trial_id}"
+    table = f"noise_classes_{trial_id}"
     known = context.run.read(table)
     done = set() if known.empty else set(known.image_id)
     todo = [record for record in records if record.image_id not in done]

@@ -85,7 +85,7 @@ def sweep_status(run: RunFolder, now: float | None = None) -> SweepStatus:
     last = float(events[-1]["time"]) if events else now
     done = {"training": _epochs(events, config), "explaining": n_maps - n_failed}
     begun = {str(e["stage"]) for e in events if e["kind"] == "stage_started"}
-    done |= {stage: _looked_at(run, stage) for stage in _CLOSER if stage in begun}
+    done |= {stage: looked_at(run, stage) for stage in _CLOSER if stage in begun}
     said = [str(e["message"]) for e in events if e["kind"] == "warning"]
     return SweepStatus(
         name=str(config.get("name") or run.path.name),
@@ -238,7 +238,7 @@ def _maps(run: RunFolder) -> tuple[int, int]:
     return made, failed
 
 
-def _looked_at(run: RunFolder, stage: str) -> int:
+def looked_at(run: RunFolder, stage: str) -> int:
     """Maps that a closer look has asked about; what failed is asked again."""
     n = 0
     for table in run.storage.names("parts"):

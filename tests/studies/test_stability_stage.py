@@ -28,6 +28,7 @@ from raybench.studies.stability_stage import plan_lines, reseeded, stability
 from raybench.studies.stability_table import COLUMNS, with_stability
 from raybench.tracking.maps import last_rows, table_name, values_of
 from raybench.tracking.run_folder import RunFolder
+from raybench.tracking.status import looked_at
 from tests.studies.searching import CONFIG, FINE, SIZES, Counted, Dying, context_at
 
 BEST = {"t0": "test_resnet"}
@@ -96,6 +97,8 @@ def test_tables_hold_what_a_plain_loop_finds(checkpoint: bytes, tmp_path: Path) 
     assert tuple(found.columns) == COLUMNS
     assert len(found) == 3 * 2 * len(RULES)
     assert context.run.storage.exists("figures/stability.png")
+    begun = [e for e in context.run.events.read() if e["kind"] == "stage_started"][-1]
+    assert looked_at(context.run, "stability") == begun["maps"] > 0
     noise, model = Noise(3.0, 2, 0), Classifier.from_checkpoint(checkpoint)
     maps = {r["image_id"]: r for r in last_rows(context.run, table_name("t0", "saliency"))}
     alike = []
