@@ -23,8 +23,8 @@ def rank_levels(values: Values, regions: NDArray[np.integer], clip: Mask | None 
 
     A superpixel's value is the mean of its pixels, of those within `clip` where there is one. Its
     rank is how many superpixels have a higher one, so those of one value stay together and k may
-    mark more than k: the whole lung stays whole. What is no higher than the map's lowest value is
-    never salient, as for `area`.
+    mark more than k: clipped to the lungs, the whole lung stays whole. What is no higher than the
+    map's lowest value is never salient, as for `area`.
 
     Args:
         values: attribution map, `[H, W]`, any scale; the part of it that is looked at.

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,40 @@ def test_it_sorts_filters_and_shows_an_image(opened: Callable[..., Any]) -> None
     assert page.is_visible("#large .tiles")
     page.keyboard.press("Escape")
     assert not page.is_visible("#large .tiles")
+    assert opened.complaints == []  # type: ignore[attr-defined]
+
+
+def test_a_long_table_shows_the_rows_that_are_chosen(opened: Callable[..., Any]) -> None:
+    names = {"threshold_rule": "Threshold rule", "explainer": "Explainer", "n": "n", "flag": "Flag"}
+    frame = pd.DataFrame(
+        [
+            {"threshold_rule": rule, "explainer": name, "n": i, "flag": (None, False, True)[i % 3]}
+            for i in range(5)
+            for rule in ("fixed", "val")
+            for name in EXPLAINERS
+        ]
+    )
+    short, long = (table_of(t, "", f, names) for t, f in (("S", frame[:20]), ("L", frame)))
+    assert short.filters == ()
+    assert [(f.title, f.chosen) for f in long.filters] == [
+        ("Threshold rule", "val"),
+        ("Explainer", ""),
+        ("Flag", ""),
+    ]
+    assert long.filters[2].values == ("–", "no", "yes")
+    page = opened([replace(part(), tables=[short, long])])
+    assert len(shown(page, "#tables .scroll:not(.tall) tbody tr")) == 20
+    assert len(shown(page, "#tables .tall tbody tr")) == 15
+    assert page.inner_text(".filters output") == "15 of 30 rows"
+    page.select_option(".filters select >> nth=1", "lime")
+    page.select_option(".filters select >> nth=2", "–")
+    assert page.inner_text(".filters output") == "2 of 30 rows"
+    page.select_option(".filters select >> nth=2", "yes")
+    assert page.inner_text(".filters output") == "1 of 30 rows"
+    page.select_option(".filters select >> nth=0", "")
+    assert len(shown(page, "#tables .tall tbody tr")) == 2
+    page.click("#tables .tall th:nth-child(3) button")
+    assert len(shown(page, "#tables .tall tbody tr")) == 2, "sorting keeps the choice"
     assert opened.complaints == []  # type: ignore[attr-defined]
 
 

@@ -29,6 +29,19 @@
     }));
   }
 
+  // Long tables: a choice for each column of a few words.
+  for (const choice of all("form.filters")) {
+    const lines = all("tbody tr", choice.nextElementSibling);
+    const show = () => {
+      const wanted = [...new FormData(choice)].filter(([, text]) => text);
+      for (const line of lines) line.hidden = wanted.some(([column, text]) => line.cells[Number(column)].textContent.trim() !== text);
+      choice.querySelector("output").textContent = `${lines.filter((line) => !line.hidden).length} of ${lines.length} rows`;
+    };
+    choice.addEventListener("change", show);
+    choice.addEventListener("submit", (event) => event.preventDefault());
+    show();
+  }
+
   // The leaderboard: filters, and groups of columns.
   const board = document.getElementById("board-controls");
   const showBoard = () => {

@@ -58,6 +58,21 @@ class Board:
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """A choice of the rows to show: those with one text in one column.
+
+    Attributes:
+        column: its place.
+        chosen: what is shown at first; empty: everything.
+    """
+
+    column: int
+    title: str
+    values: tuple[str, ...]
+    chosen: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A plain table with a heading and a sentence."""
 
@@ -66,6 +81,37 @@ class Table:
     columns: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def filters(self) -> tuple[Filter, ...]:
+        """Of a table too long to look through, a choice for each column of a few words.
+
+        Of threshold rules `val` is chosen at first, as on the leaderboard.
+        """
+        if len(self.lines) <= LONG:
+            return ()
+        found = []
+        for column, title in enumerate(self.columns):
+            cells = [line[column] for line in self.lines]
+            values = tuple(dict.fromkeys(c.text for c in cells))
+            if 1 < len(values) <= MOST_VALUES and not any(_is_figure(c) for c in cells):
+                chosen = "val" if title == heading("threshold_rule") and "val" in values else ""
+                found.append(Filter(column, title, values, chosen))
+        return tuple(found)
+
+
+def _is_figure(cell: Cell) -> bool:
+    try:
+        float(cell.sort)
+    except ValueError:
+        return False
+    return True
+
+
+LONG = 20
+"""Rows that a table shows without being asked which."""
+
+MOST_VALUES = 40
+"""Texts of a column that a person can still choose from."""
 
 GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "Overlap": (
@@ -198,7 +244,13 @@ def _flag(row: dict[Any, Any], name: str) -> Cell:
         has = low is not None and not pd.isna(low)
         interval = f"{float(low):g} to {float(high):g}" if has else ""  # type: ignore[arg-type]
         return Cell("–", "") if pd.isna(value) else Cell(f"{value:g}", str(value), interval)
-    return Cell("–", "") if pd.isna(value) else Cell(str(value), str(value))
+    return Cell("–", "") if pd.isna(value) else _words(value)
+
+
+def _words(value: Any) -> Cell:
+    """A text; what is true or false as people say it. Tables that were read have them as texts."""
+    text = {"True": "yes", "False": "no"}.get(str(value), str(value))
+    return Cell(text, text)
 
 
 _HEADINGS = {
@@ -230,7 +282,7 @@ def table_of(title: str, text: str, frame: pd.DataFrame, names: dict[str, str]) 
             name = column.rstrip("~")
             value = row[name]
             if isinstance(value, str | bool):
-                cells.append(Cell(str(value), str(value)))
+                cells.append(_words(value))
             elif column.endswith("~"):
                 cells.append(cell(value, row.get(f"{name}_low"), row.get(f"{name}_high")))
             else:
