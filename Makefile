@@ -13,7 +13,7 @@ help:
 	@echo "make test        the tests (no GPU, under 10 minutes on two cores)"
 	@echo "make test-all    the slow ones as well"
 	@echo "make fuzz        ten minutes of random configurations, indexes and images"
-	@echo "make audit       known vulnerabilities of the pinned packages (asks the network)"
+	@echo "make audit       known vulnerabilities of the pinned packages (asks the network; ADVISORIES=FOLDER: a clone of the database)"
 	@echo "make bad-inputs  write docs/bad-inputs.md anew"
 	@echo "make test-cluster  ray up of three hosts on this machine (Linux, root, sshd, rsync, iproute2)"
 	@echo "make check       lint, types and import contracts"
@@ -42,7 +42,7 @@ fuzz: setup
 	$(BIN)/python -m pytest -m fuzz -s tests/test_fuzz.py
 
 audit: setup
-	$(BIN)/python .ci/audit.py $(BIN)/uv constraints.txt
+	$(BIN)/python .ci/audit.py $(BIN)/uv constraints.txt $(ADVISORIES)
 
 bad-inputs: setup
 	$(BIN)/python tests/bad_inputs_table.py
