@@ -338,7 +338,7 @@ def test_preprocessing_that_differs_is_told_with_the_backbone_and_idle_settings_
         config_of(tmp_path, "runs", backbones=backbones(seen))
     assert (
         f"here preprocess.lung_masking is False and not True for {NAMES[1]}; preprocess.clahe is "
-        f"True and not False for {NAMES[1]}: give all"
+        f"True and not False for {NAMES[1]}: set it in the sweep's preprocess"
     ) in str(error.value)
     searched = idle | {"clahe": {"choices": [False, True]}}
     with pytest.raises(ValueError, match=f"preprocess.clahe is searched for {NAMES[0]}, "):
