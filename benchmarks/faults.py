@@ -4,7 +4,8 @@ python -m benchmarks.faults [--jobs 60] [--only NAME ...] [--json FILE]
 
 Each fault strikes two workers (three nodes where a node is lost) in the middle of jobs of four
 units of a tenth of a second each. Every unit notes in a file when it begins and ends, and in which
-process, so nothing that the executor says of itself is believed.
+process, so nothing that the executor says of itself is believed. A driver that is struck is that of
+a small phantom sweep, whose units are epochs and maps.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._driver_faults import DRIVER, resumed
 from raybench.executor import Job, run_jobs
 from raybench.executor.over_ray import RayPool
 from raybench.types import Arrays, Unit
@@ -102,7 +104,9 @@ class Cost:
         twice: times that a unit was begun beyond the first.
         again: seconds from the fault until all that it struck was done; None: it struck nothing,
             or nothing that can be done.
+            Of a driver: until it was gone.
         replaced: seconds from the fault until a new worker began its first unit; None: none came.
+            Of a driver: from the start of `--resume` until the first new epoch or map.
     """
 
     fault: str
@@ -217,6 +221,9 @@ NODE = "raylet killed, node gone"
 
 def measure(fault: str, n_jobs: int) -> Cost:
     """One fault, in a process of its own: Ray is started for it."""
+    if fault in DRIVER:
+        found = resumed(fault)
+        return Cost(fault, again=found.pop("ends"), **found)
     with TemporaryDirectory() as folder:
         log = str(Path(folder) / "log")
         if fault == NODE:
@@ -227,7 +234,7 @@ def measure(fault: str, n_jobs: int) -> Cost:
 def main() -> int:
     """Measure, print, and say whether anything was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    names = [*FAULTS, NODE]
+    names = [*FAULTS, NODE, *DRIVER]
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--json", type=Path)
