@@ -18,7 +18,7 @@ from raybench.report.style import COLOURS, clean, need, wrapped
 REFERENCES = ("whole_lung", "centre_prior", "random_superpixels", "intensity", "edges")
 """Explainers that look at no model: what any localisation figure must be held against."""
 
-GREYS = ("#8C8C8C", "#C4C4C4", "#E2E2E2")
+GREYS = ("#8C8C8C", "#C4C4C4", "#E2E2E2", "#6B6B6B", "#A9A9A9")
 
 
 SUPERVISED_COLOUR = ("#009E73", "#7CCDB5", "#BFE6DA")
@@ -96,7 +96,7 @@ def _bars(
             _value(ax, 0, y, "no value")
             continue
         if explainer in references:
-            style: Any = {"color": GREYS[rule % 3], "hatch": "////", "edgecolor": "white"}
+            style: Any = {"color": GREYS[rule % len(GREYS)], "hatch": "////", "edgecolor": "white"}
             best = max(best, value)
         elif explainer == supervised:
             style = {"color": SUPERVISED_COLOUR[rule % 3], "hatch": "....", "edgecolor": "white"}

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raybench.report.bars import GREYS, SUPERVISED_COLOUR
-from raybench.report.style import COLOURS, clean, need, wrapped
+from raybench.report.style import COLOURS, clean, need, spread_labels, wrapped
 
 
 def distributions(
@@ -104,17 +104,13 @@ def cost(board: pd.DataFrame, references: Sequence[str], rule: str) -> Figure:
             ax.plot([x, x], [row["iou_low"], row["iou_high"]], color=colour, linewidth=1)
             ax.scatter([x], [y], color=colour, s=30, zorder=3)
             passes = "" if grey else f", {row['n_forward']:,.0f} passes"
-            ax.annotate(
-                f"{row['explainer']}{passes}",
-                (x, y),
-                (5, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            text = f"{row['explainer']}{passes}"
+            ax.annotate(text, (x, y), (5, 3), textcoords="offset points", fontsize=7)
         ax.set_xscale("log")
         ax.set_title(f"{backbone}, threshold {rule}", fontsize=10)
         ax.set_xlabel("seconds of work an image")
         ax.margins(x=0.35)
         clean(ax)
     grid[0].set_ylabel("mean IoU on Test")
+    spread_labels(figure)
     return figure

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which common kinds of colour blindness tell apart."""
@@ -51,3 +52,22 @@ def need(frame: pd.DataFrame, columns: Sequence[str]) -> None:
             f"expected rows with the columns {', '.join(columns)}, but "
             + (f"{', '.join(missing)} are missing" if missing else "there are no rows")
         )
+
+
+def spread_labels(figure: Figure) -> None:
+    """Move annotations up until none covers another; the lowest stays where it is."""
+    figure.draw_without_rendering()  # sizes are known only then
+    step = 2.0
+    for ax in figure.axes:
+        placed: list[Annotation] = []
+        labels = [child for child in ax.get_children() if isinstance(child, Annotation)]
+        for label in sorted(labels, key=lambda a: float(a.get_window_extent().y0)):
+            while any(_covers(label, other) for other in placed):
+                x, y = label.get_position()
+                label.set_position((x, y + step))
+            placed.append(label)
+
+
+def _covers(one: Annotation, other: Annotation) -> bool:
+    a, b = (label.get_tightbbox() for label in (one, other))
+    return a is not None and b is not None and bool(a.overlaps(b))
