@@ -33,7 +33,7 @@ def sentence(
     if not row["n"]:
         return f"{ours} and {theirs} have no image in common"
     name = NAMES.get(row["metric"], row["metric"])
-    gap = f"{abs(row['difference']):.2f} {name} {_interval(row['low'], row['high'])}"
+    gap = f"{abs(row['difference']):.2f} {name} {interval(row['low'], row['high'])}"
     if row["significant"]:
         said = f"{ours} {'above' if row['difference'] > 0 else 'below'} {theirs} by {gap}"
     else:
@@ -47,7 +47,7 @@ def sentence(
     return "; ".join(parts)
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
     return "[no interval]" if math.isnan(low + high) else f"[{low:.2f}, {high:.2f}]"
 
 
@@ -72,26 +72,38 @@ def headlines(
     The best explainer against the whole lung; LIME against Grad-CAM; the U-Net that learned from
     masks against the best explainer or, without one, the best explainer against the next best.
     """
-    rule = "val" if "val" in set(board.threshold_rule) else config.scoring.threshold_rules[0]
-    every = [*config.explain.explainers, *(w.explainer for ws in winners.values() for w in ws)]
-    models = {e.title for e in every if e.uses_model}
-    own = board[board.explainer.isin(models) & (board.threshold_rule == rule) & board.iou.notna()]
-    if own.empty:
+    every = _every(config, winners)
+    ranked = leading(board, config, winners)
+    if ranked.empty:
         return []
-    ranked = own.sort_values("iou", ascending=False, kind="stable")
     first = ranked.iloc[0]
+    rule = first.threshold_rule
     family = pairs[
         (pairs.trial_id == first.trial_id)
         & (pairs.threshold_rule == rule)
         & (pairs.metric == "iou")
     ]
-    titles = list(ranked[ranked.trial_id == first.trial_id].explainer)
+    titles = list(ranked.explainer)
     asked = [(titles[0], whole), (_titled(every, Lime), _titled(every, GradCam))]
     last = SUPERVISED if SUPERVISED in set(board.explainer) else "".join(titles[1:2])
     asked.append((titles[0], last))
     where = f"On Test ({first.backbone}, threshold {rule})"
     found = [text for a, b in asked for text in _of(family, a, b)]
     return [f"{where}: {text}." for text in dict.fromkeys(found)]
+
+
+def leading(board: pd.DataFrame, config: SweepConfig, winners: Winners) -> pd.DataFrame:
+    """The leaderboard's rows of what asks the model, in the family with the best of them, best
+    first; of the rule `val` where there is one."""
+    rule = "val" if "val" in set(board.threshold_rule) else config.scoring.threshold_rules[0]
+    models = {e.title for e in _every(config, winners) if e.uses_model}
+    own = board[board.explainer.isin(models) & (board.threshold_rule == rule) & board.iou.notna()]
+    ranked = own.sort_values("iou", ascending=False, kind="stable")
+    return ranked if ranked.empty else ranked[ranked.trial_id == ranked.trial_id.iloc[0]]
+
+
+def _every(config: SweepConfig, winners: Winners) -> list[Explainer]:
+    return [*config.explain.explainers, *(w.explainer for ws in winners.values() for w in ws)]
 
 
 def _titled(explainers: Sequence[Explainer], kind: type[Explainer]) -> str:

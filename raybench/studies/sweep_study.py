@@ -17,6 +17,7 @@ from raybench.executor import Pool, make_pool
 from raybench.storage import Storage
 from raybench.studies.cards import checkpoint_name
 from raybench.studies.checks import Found, check_names, look
+from raybench.studies.closer_words import closer_headlines
 from raybench.studies.comparing import compare
 from raybench.studies.context import Context, explained_images
 from raybench.studies.ensemble_stage import shown
@@ -166,6 +167,7 @@ def _compute(context: Context, resume: bool) -> None:
         board = join(compared.join(leaderboard(scores, chosen, context, supervised)))
         run.write_csv("leaderboard.csv", board)
         said = headlines(compared.pairs, board, config, winners, compared.whole)
+        said += closer_headlines(board, config, winners, compared.whole)
         run.events.append("compared", sentences=said)
         strata(scores, chosen, context)
         write_published(context)
