@@ -22,7 +22,7 @@ from raybench.scoring.binarise import oriented
 from raybench.scoring.cuts import Cut, Place
 from raybench.scoring.cuts import known as known_cut
 from raybench.scoring.overlap import iou
-from raybench.scoring.thresholds import Shares
+from raybench.scoring.thresholds import RULES, Shares
 from raybench.studies.context import Context, Winners
 from raybench.studies.cut_regions import regions_of
 from raybench.studies.made_again import (
@@ -49,7 +49,7 @@ class Shaken(Method):
         noise: of images.
         cuts: by trial, explainer's title and threshold rule, the threshold on Test; where a rule
             gives each image its own, it is found anew on each map.
-        rules: the sweep's.
+        rules: that any map is scored by.
         shares: what the rule `area` knows of Val.
         regions: by image, the superpixels that the rule `top_k` ranks; those of the image as it is.
     """
@@ -188,7 +188,9 @@ def _method(context: Context, settings: Stability, scores: pd.DataFrame) -> Shak
     test = scores[scores.split == "Test"]
     names = zip(test.trial_id, test.explainer, test.threshold_rule, strict=True)
     cuts = dict(zip(names, test.threshold.astype(float), strict=True))
-    rules = tuple(context.config.scoring.threshold_rules)
+    # Winners of the search over settings are scored by their own rule too.
+    scored = {*context.config.scoring.threshold_rules, *(rule for _, _, rule in cuts)}
+    rules = tuple(rule for rule in RULES if rule in scored)
     shares = None
     if "area" in rules:
         val = (context.source.load(record) for record in context.explained["Val"])

@@ -15,12 +15,12 @@ from torch import nn
 from raybench.config import SweepConfig
 from raybench.data.preprocess import resize_gray
 from raybench.executor.local import LocalPool
-from raybench.explain import Edges, KernelShap, Lime, RandomSuperpixels, Saliency
+from raybench.explain import Edges, KernelShap, Lime, Quickshift, RandomSuperpixels, Saliency
 from raybench.explain.base import to_shape
 from raybench.models.classifier import Classifier
 from raybench.scoring.binarise import binarise
 from raybench.scoring.overlap import iou
-from raybench.studies.context import Context
+from raybench.studies.context import Context, Tuned
 from raybench.studies.explain_stage import explain
 from raybench.studies.noise import Noise
 from raybench.studies.score_stage import score
@@ -192,3 +192,33 @@ def test_who_has_a_seed_and_what_the_plan_says(checkpoint: bytes, tmp_path: Path
     context, _ = _made(tmp_path, Counted(checkpoint))
     assert "at most 16 maps" in next(plan_lines(context.config, 2, 1))
     assert not list(plan_lines(context_at(tmp_path / "off").config, 2, 1))
+
+
+def test_a_winner_is_held_by_its_own_rule_too(checkpoint: bytes, tmp_path: Path) -> None:
+    context = context_at(tmp_path)
+    config = SweepConfig.model_validate(
+        CONFIG
+        | {"stability": ASKED, "explainer_search": None}
+        | {"explain": {"explainers": [EXPLAINERS[2]]}, "scoring": {"threshold_rules": ["top_k"]}}
+    )
+    context = replace(context, config=config)
+    images = tuple(r.image_id for r in context.explained["Val"])
+    lime = Lime(n_samples=30, superpixels=Quickshift(**FINE), label="lime_tuned")
+    winners = {"t0": [Tuned(lime, "val", images)]}
+    context.run.append(
+        "predictions",
+        pd.DataFrame(
+            {"trial_id": "t0", "image_id": r.image_id, "split": s, "predicted": "a"}
+            for s in ("Val", "Test")
+            for r in context.explained[s]
+        ),
+    )
+    pool = Counted(checkpoint)
+    explain(context, pool, SIZES, ["t0"], winners)
+    judged = pd.DataFrame([{"trial_id": "t0", "backbone": "test_resnet", "has_checkpoint": True}])
+    scores = score(context, LocalPool(lambda key: b"", 1), judged, ["t0"], winners)
+    found = stability(context, pool, SIZES, BEST, winners, scores)
+    own = _of(found, "lime_tuned", "seeds").set_index("threshold_rule")
+    assert sorted(own.index) == ["top_k", "val"]
+    assert own.jaccard.notna().all()
+    assert _of(found, "edges", "noise").threshold_rule.tolist() == ["top_k"]
