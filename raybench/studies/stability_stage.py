@@ -192,7 +192,7 @@ def _method(context: Context, settings: Stability, scores: pd.DataFrame) -> Shak
     scored = {*context.config.scoring.threshold_rules, *(rule for _, _, rule in cuts)}
     rules = tuple(rule for rule in RULES if rule in scored)
     shares = None
-    if "area" in rules:
+    if "area" in rules and context.explained["Val"]:
         val = (context.source.load(record) for record in context.explained["Val"])
         pairs = ((x.infection_mask, x.lung_mask) for x in val)
         shares = Shares.of((drawn, lungs) for drawn, lungs in pairs if drawn is not None)
