@@ -45,13 +45,20 @@ class Counted:
         name = f"{unit.payload['of']}:{unit.name}"
         with Path(self.log).open("a") as file:
             file.write(f"{name}\n")
+        self.note("begin", name)
         begun = Counter(Path(self.log).read_text().split())[name]
         if name == self.kills and begun <= self.times:
             os.kill(os.getpid(), signal.SIGKILL)
         if name == self.hangs:
             time.sleep(3600)
         time.sleep(self.seconds)
+        self.note("end", name)
         return {"said": np.array(name)}
+
+    def note(self, what: str, name: str) -> None:
+        """What happened when, and in which process."""
+        with Path(f"{self.log}.times").open("a") as file:
+            file.write(f"{time.time()} {what} {name} {os.getpid()}\n")
 
     def merge(self, subject: str, done: Mapping[str, Arrays]) -> list[str]:
         return sorted(str(a["said"]) for a in done.values())
@@ -93,6 +100,30 @@ def counted(task: Counted) -> Counter[str]:
     return Counter(Path(task.log).read_text().split())
 
 
+@dataclass(frozen=True)
+class Noted:
+    """A line of `Counted.note`."""
+
+    time: float
+    what: str
+    name: str
+    pid: int
+
+
+def noted(task: Counted) -> list[Noted]:
+    lines = (line.split() for line in Path(f"{task.log}.times").read_text().splitlines())
+    return [Noted(float(t), what, name, int(pid)) for t, what, name, pid in lines]
+
+
+def seconds_to_recover(task: Counted, fault: float) -> float:
+    """From a fault until a worker that was not there before it has done a unit."""
+    before = {n.pid for n in noted(task) if n.time <= fault}
+    done = [n.time for n in noted(task) if n.what == "end" and n.pid not in before]
+    assert done, "no new worker did anything"
+    assert min(done) - fault < 120, "on a machine that does much else"
+    return min(done) - fault
+
+
 @pytest.mark.slow  # each new worker takes seconds
 @pytest.mark.parametrize("how", ["process", "actor"])
 def test_workers_killed_one_after_the_other(
@@ -121,12 +152,20 @@ def test_workers_killed_one_after_the_other(
 def test_a_unit_that_kills_its_worker_fails_its_own_job_only(
     make: Callable[..., Any], tmp_path: Path
 ) -> None:
-    pool, task = make(), Counted(str(tmp_path / "log"), kills="s3:1")
+    pool, task = make(), Counted(str(tmp_path / "log"), seconds=0.2, kills="s3:1")
     outcomes = list(run_jobs(jobs(task), pool))
     whole(outcomes, failed=("s3",))
     error = next(o.error for o in outcomes if o.key == "s3")
-    assert str(error).startswith("3 workers died of it, the last one: ")
+    assert str(error).startswith("3 workers died of it, the last one: its process ended")
+    assert "memory" in str(error), "the kernel's killer leaves no other trace"
     assert counted(task)["s3:1"] == 3
+    tries = [n for n in noted(task) if n.name == "s3:1"]
+    ended = {(n.name, n.pid): n.time for n in noted(task) if n.what == "end"}
+    others = [n for n in noted(task) if n.what == "begin" and n.pid not in {t.pid for t in tries}]
+    before = [n for n in others if n.time < tries[-1].time]
+    assert before
+    for n in before:
+        assert ended[n.name, n.pid] < tries[-1].time, "its last try it has all workers to itself"
 
 
 @pytest.mark.slow

@@ -5,8 +5,11 @@ Lost: the unit's own job, and that only where it never fits. Computed twice: wha
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +30,15 @@ from raybench.models.build import build
 from raybench.models.checkpoint import Card, save_checkpoint
 from raybench.types import Arrays, Subject, Unit
 from tests.executor import test_faults
-from tests.executor.test_faults import Counted, counted, jobs, whole
+from tests.executor.test_faults import (
+    N_JOBS,
+    N_UNITS,
+    Counted,
+    counted,
+    jobs,
+    noted,
+    whole,
+)
 
 MB = 2**20
 
@@ -62,6 +73,26 @@ class Hungry(Counted):
         if name in EATS:
             EATS[name][0]()
         return done
+
+
+@dataclass(frozen=True)
+class Eater(Counted):
+    """One of its units takes all memory that it gets, the first `times` times."""
+
+    eats: str = ""
+
+    def run(self, unit: Unit, classifier: Any) -> Arrays:
+        name = f"{unit.payload['of']}:{unit.name}"
+        if name == self.eats and counted(self)[name] < self.times:
+            with Path(self.log).open("a") as file:
+                file.write(f"{name}\n")
+            held = []
+            while psutil.virtual_memory().available > 2**30:
+                self.note("eat", name)
+                held.append(np.ones(200 * MB, np.uint8))
+                time.sleep(0.1)
+            raise AssertionError("nobody ended it")
+        return super().run(unit, classifier)
 
 
 @pytest.fixture
@@ -205,3 +236,84 @@ def subjects(n: int) -> list[Subject]:
     records = [r for r in data.records() if r.split == "Test"][:n]
     loaded = ((r, data.load(r)) for r in records)
     return [Subject(r.image_id, xray.image, xray.lung_mask, (128, 128)) for r, xray in loaded]
+
+
+MONITORED = """
+import logging, os, sys
+import psutil
+memory = psutil.virtual_memory()
+share = (memory.total - memory.available + 4 * 2**30) / memory.total
+os.environ["RAY_memory_usage_threshold"] = f"{{share:.4f}}"
+os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+import ray
+from tests.executor import test_memory_out as t
+logging.basicConfig(stream=sys.stdout, format="told: %(message)s")
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20,
+         log_to_driver=False, logging_level="ERROR")
+t.by_value()
+t.monitored({log!r})
+"""
+
+
+def monitored(log: str) -> None:
+    """What runs in a Ray of its own: memory taken once, then by one unit again and again."""
+    import ray
+
+    from raybench.executor.over_ray import RayPool
+
+    pool = RayPool(lambda key: b"", 2, 1, 0.0)
+    once = Eater(f"{log}.once", eats="s3:1", times=1)
+    whole(list(run_jobs(jobs(once), pool)))
+    died = pool.workers.n_died
+    tell("taken once", once, died)
+    fault = [n.time for n in noted(once) if n.what == "eat"][-1]
+    seconds = next(n.time for n in noted(once) if (n.what, n.name) == ("end", "s3:1")) - fault
+    print(f"{seconds:.1f} s until the unit was done by another worker")
+    assert 0 < seconds < 120
+    always = Eater(f"{log}.always", eats="s3:1", seconds=0.1)
+    outcomes = list(run_jobs(jobs(always), pool))
+    whole(outcomes, failed=("s3",))
+    tell("taken always", always, pool.workers.n_died - died)
+    error = next(str(o.error) for o in outcomes if o.key == "s3")
+    assert " workers died of it, the last one: memory of its node was out (" in error, error
+    assert error.endswith(f"so Ray ended it; {LESS_MEMORY}"), error
+    last = [n for n in noted(always) if n.what == "eat"][-1]
+    alone(always, last.pid)
+    pool.close()
+    ray.shutdown()
+
+
+def tell(what: str, task: Counted, died: int) -> None:
+    found = counted(task)
+    assert len(found) >= N_JOBS * N_UNITS - (N_UNITS - 1 if what == "taken always" else 0)
+    twice = sum(found.values()) - len(found)
+    assert 1 <= died <= 2 * 3, "Ray ends one worker or all, three times at most"
+    assert twice <= 2 * died + 2, found
+    assert found["s3:1"] <= 3 + 1
+    print(f"{what}: {died} workers ended, {len(found)} units computed, {twice} more than once")
+
+
+def alone(task: Counted, pid: int) -> None:
+    """The last try of the unit that takes the memory had the workers to itself."""
+    eaten = [n.time for n in noted(task) if n.what == "eat" and n.pid == pid]
+    assert not [n for n in noted(task) if n.pid != pid and eaten[0] <= n.time <= eaten[-1]]
+
+
+@pytest.mark.slow
+def test_a_worker_that_rays_memory_monitor_ends(tmp_path: Path) -> None:
+    """Ray really ends it: the limit lies 4 GB above what is in use before it starts."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    run = subprocess.run(
+        [sys.executable, "-c", MONITORED.format(log=str(tmp_path / "log"))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    print(run.stdout)
+    assert run.returncode == 0, run.stderr[-3000:]
+    told = [line for line in run.stdout.splitlines() if line.startswith("told: a worker is lost")]
+    assert told
+    assert told[0].startswith("told: a worker is lost (memory of its node was out (")
+    assert LESS_MEMORY in told[0]
+    assert told[0].endswith("; another one takes over its units")
