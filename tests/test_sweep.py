@@ -200,6 +200,7 @@ def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_
     run = tmp_path / "tiny"
     process = start(study, tmp_path)
     _kill_when(process, lambda: any(e["trial_id"] == "t0001" for e in _events(run, "epoch")))
+    resumed, n_before = time.time(), len(_events(run, "epoch"))
     process = start(study, tmp_path, "--resume")
     first_lime = run / "parts"
     # It went on with its trials before: Tune's own handler of Ctrl-C must not have stayed.
@@ -208,8 +209,15 @@ def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_
     tables = {p.parent.name for p in first_lime.glob("maps_*/*.parquet")}  # a folder may be empty
     kept = {t: folder.read(t)[["image_id", "seconds"]] for t in tables}
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
+    seconds = _events(run, "epoch")[n_before]["time"] - resumed
+    print(f"{seconds:.1f} s from --resume until the next epoch was done")
+    assert 0 < seconds < 120, "on a machine that does much else"
+    maps, again = set((run / "parts").rglob("*.parquet")), time.time()
     finish(start(study, tmp_path, "--resume"))
 
+    new = [p.stat().st_mtime for p in (run / "parts").rglob("*.parquet") if p not in maps]
+    print(f"{min(new) - again:.1f} s from --resume until the next rows were kept")
+    assert 0 < min(new) - again < 120
     epochs = pd.DataFrame(_events(run, "epoch"))
     assert (epochs.groupby("trial_id").epoch.nunique() == 3).all()
     assert not epochs.duplicated(["trial_id", "epoch"]).any()
