@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from raybench.models.checkpoint import read_card
 from raybench.models.classifier import Classifier
 from raybench.tracking.run_folder import RunFolder
 from tests.small_study import EXPLAINERS, finish, start
+from tests.test_soak import workers_of
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,7 @@ def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_
     run = tmp_path / "tiny"
     process = start(study, tmp_path)
     _kill_when(process, lambda: any(e["trial_id"] == "t0001" for e in _events(run, "epoch")))
+    resumed, n_before = time.time(), len(_events(run, "epoch"))
     process = start(study, tmp_path, "--resume")
     first_lime = run / "parts"
     # It went on with its trials before: Tune's own handler of Ctrl-C must not have stayed.
@@ -208,8 +212,15 @@ def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_
     tables = {p.parent.name for p in first_lime.glob("maps_*/*.parquet")}  # a folder may be empty
     kept = {t: folder.read(t)[["image_id", "seconds"]] for t in tables}
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").iterdir()}
+    seconds = _events(run, "epoch")[n_before]["time"] - resumed
+    print(f"{seconds:.1f} s from --resume until the next epoch was done")
+    assert 0 < seconds < 120, "on a machine that does much else"
+    maps, again = set((run / "parts").rglob("*.parquet")), time.time()
     finish(start(study, tmp_path, "--resume"))
 
+    new = [p.stat().st_mtime for p in (run / "parts").rglob("*.parquet") if p not in maps]
+    print(f"{min(new) - again:.1f} s from --resume until the next rows were kept")
+    assert 0 < min(new) - again < 120
     epochs = pd.DataFrame(_events(run, "epoch"))
     assert (epochs.groupby("trial_id").epoch.nunique() == 3).all()
     assert not epochs.duplicated(["trial_id", "epoch"]).any()
@@ -221,6 +232,33 @@ def test_killed_interrupted_and_resumed_it_computes_nothing_twice_and_gives_the_
         if table.name in kept:  # a map made anew would have taken another time
             assert len(kept[table.name].merge(now)) == len(kept[table.name]), table.name
     _same_results(whole, run)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_trains_costs_one_epoch_at_most(
+    study: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    run, process = tmp_path / "tiny", start(study, tmp_path)
+    killed: list[float] = []
+
+    def trained() -> bool:
+        n_epochs = len(_events(run, "epoch"))
+        if n_epochs and not killed:
+            for pid in workers_of(os.getpid()):  # the session's Ray is this process's
+                os.kill(pid, signal.SIGKILL)
+                killed.append(time.time())
+        return bool(_events(run, "trial_finished"))
+
+    _kill_when(process, trained)
+    (trial,) = {e["trial_id"] for e in _events(run, "trial_finished")}
+    epochs = [e for e in _events(run, "epoch") if e["trial_id"] == trial]
+    found = Counter(e["epoch"] for e in epochs)
+    assert len(killed) == 1
+    assert sorted(found) == [0, 1, 2], "none is lost"
+    assert sum(found.values()) - len(found) <= 1, "the one under way"
+    seconds = min(e["time"] for e in epochs if e["time"] > killed[0]) - killed[0]
+    print(f"{seconds:.1f} s until a new worker had done an epoch; {dict(found)} times each")
+    assert seconds < 120, "on a machine that does much else"
 
 
 def _same_results(one: Path, other: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from raybench.errors import ExplainError
 from raybench.models.classifier import Classifier
+from raybench.models.runtime import is_out_of_memory
 from raybench.types import Arrays, AttributionMap, Unit
 
 
@@ -117,10 +118,18 @@ class _Open:
     error: str | None = None
 
 
+LESS_MEMORY = (
+    "make batches smaller (execution.batch_size), or run fewer workers (execution.workers) where "
+    "several share a machine"
+)
+"""What to do where memory is out."""
+
+
 def message(error: BaseException) -> str:
-    """One line that names the kind of error and says what it said."""
+    """One line that names the kind of error and says what it said; of memory, what to do too."""
     said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    line = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return f"{line} (memory is out: {LESS_MEMORY})" if is_out_of_memory(error) else line
 
 
 _Queue = list[tuple[int, int, Unit]]

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 
 from raybench.errors import ExecutionError
-from raybench.executor.jobs import Task, message
+from raybench.executor.jobs import Task
+from raybench.executor.lost import why_lost
 from raybench.types import Unit
 
 _BAD_STARTS = 3
@@ -87,7 +88,7 @@ class Members:
         except ray.exceptions.RayError as error:
             self._bad_starts += 1
             if self._bad_starts >= _BAD_STARTS and not self.living:
-                raise ExecutionError(f"a worker could not be started: {message(error)}") from error
+                raise ExecutionError(f"a worker could not be started: {why_lost(error)}") from error
             if self._bad_starts < _BAD_STARTS:
                 self._ask()
             return True

@@ -13,6 +13,7 @@ import ray
 from raybench.errors import ExecutionError
 from raybench.executor.actors import actor_class, is_answered
 from raybench.executor.jobs import Answer, Task, message
+from raybench.executor.lost import NOBODY, why_lost
 from raybench.executor.members import Flight, Member, Members, Sent
 from raybench.executor.ray_metrics import UnitMetrics
 from raybench.executor.room import n_bytes, store_bytes
@@ -27,7 +28,11 @@ _START_SECONDS = 120.0  # actors may take to start (imports, a new node), and th
 _PATIENCE_SECONDS = 600.0
 
 TRIES = 3
-"""Workers that may die of one unit before it is given up, and the others go on."""
+"""Workers that may die of one unit before it is given up, and the others go on.
+
+The last of them has nothing else under way beside it: where memory is out Ray ends neighbours too,
+and a unit must not be given up for what another one took.
+"""
 
 _LOOK = 1.0
 """Seconds between two looks for units that hang."""
@@ -79,6 +84,7 @@ class RayPool:
         self.helpers = Members(lambda: helper.remote(1, runtime, "cpu", store), n_helpers)
         self._flying: dict[Any, Flight] = {}
         self._waiting: deque[Sent] = deque()
+        self._last_tries: deque[Sent] = deque()
         self._given_up: deque[Answer] = deque()
         self._checkpoints: dict[str, Any] = {}
         self._looked, self._metrics = time.monotonic(), UnitMetrics()
@@ -107,6 +113,8 @@ class RayPool:
         The other one does it as well, when nobody needs it any more: so a slow node holds up the
         end by the unit it is at, and no other. Units are deterministic, whoever answers first.
         """
+        if self._last_tries:
+            return
         waiting = [
             flight
             for flight in self._flying.values()
@@ -127,12 +135,13 @@ class RayPool:
         """
         since = time.monotonic()
         while not self._given_up:
+            self._try_alone()
             joining = self.workers.calls + self.helpers.calls
             ready, _ = ray.wait([*self._flying, *joining], num_returns=1, timeout=_LOOK)
             self._look_for_the_stuck()
             if not ready:
                 if not self.workers.living and time.monotonic() - since > _PATIENCE_SECONDS:
-                    raise ExecutionError(_NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
+                    raise ExecutionError(NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
                 continue
             if ready[0] in self._flying:
                 answer = self._land(ready[0])
@@ -148,6 +157,7 @@ class RayPool:
             members.close()
         self._flying, self._checkpoints = {}, {}
         self._waiting.clear()
+        self._last_tries.clear()
 
     def _start(self, n_at_once: int) -> None:
         """Wait for the actors that the cluster has room for now; the others join later.
@@ -169,14 +179,24 @@ class RayPool:
         self.helpers.give_up_joining()
         if not self.workers.living:
             self.close()
-            raise ExecutionError(_NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
+            raise ExecutionError(NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
 
     def _send(self, sent: Sent) -> None:
         members = self.helpers if sent.model is None and self.helpers.living else self.workers
-        if members.living:
+        alone = not self._last_tries or (sent is self._last_tries[0] and not self._flying)
+        if members.living and alone:
             self._fly(sent, members, members.least_loaded())
-        else:
+        elif sent not in self._last_tries:
             self._waiting.append(sent)
+
+    def _try_alone(self) -> None:
+        """Go on with the units that have one try left, one at a time; the others wait meanwhile."""
+        while self._last_tries and self._last_tries[0].has_ended:
+            self._last_tries.popleft()
+        if self._last_tries:
+            self._send(self._last_tries[0])
+        elif self._waiting and self.workers.living:
+            self._send_waiting()
 
     def _fly(self, sent: Sent, members: Members, member: Member) -> None:
         self._largest = max(self._largest, n_bytes(sent.unit.payload))
@@ -208,7 +228,7 @@ class RayPool:
         try:
             answer = ray.get(reference)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-            self._lost(flight.members, member, message(error))
+            self._lost(flight.members, member, why_lost(error))
             return None
         except ray.exceptions.ObjectLostError as error:  # its node died after it had answered
             self._took(reference)
@@ -254,9 +274,11 @@ class RayPool:
     def _again(self, sent: Sent, why: str) -> None:
         """Send a unit that a worker died of once more, but not for ever."""
         sent.n_deaths += 1
-        if sent.n_deaths >= TRIES:
+        if sent in self._last_tries:
             self._give_up(sent, f"{sent.n_deaths} workers died of it, the last one: {why}")
         elif sent.n_copies == 0 and not sent.has_ended:
+            if sent.n_deaths >= TRIES - 1:
+                self._last_tries.append(sent)
             self._send(sent)
 
     def _give_up(self, sent: Sent, why: str) -> None:
@@ -274,9 +296,3 @@ class RayPool:
                     continue  # it did end: this process was busy meanwhile
                 why = f"did not end within {self._deadline:g} s (execution.unit_deadline)"
                 self._lost(members, member, why, at_once=True)
-
-
-_NOBODY = (
-    "none of {} workers could be started within {:.0f} s: the cluster's cores or GPUs are taken, "
-    "or its nodes are gone; wait until they are free, or lower execution.cpus_per_worker"
-)

@@ -45,13 +45,20 @@ class Counted:
         name = f"{unit.payload['of']}:{unit.name}"
         with Path(self.log).open("a") as file:
             file.write(f"{name}\n")
+        self.note("begin", name)
         begun = Counter(Path(self.log).read_text().split())[name]
         if name == self.kills and begun <= self.times:
             os.kill(os.getpid(), signal.SIGKILL)
         if name == self.hangs:
             time.sleep(3600)
         time.sleep(self.seconds)
+        self.note("end", name)
         return {"said": np.array(name)}
+
+    def note(self, what: str, name: str) -> None:
+        """What happened when, and in which process."""
+        with Path(f"{self.log}.times").open("a") as file:
+            file.write(f"{time.time()} {what} {name} {os.getpid()}\n")
 
     def merge(self, subject: str, done: Mapping[str, Arrays]) -> list[str]:
         return sorted(str(a["said"]) for a in done.values())
@@ -93,6 +100,41 @@ def counted(task: Counted) -> Counter[str]:
     return Counter(Path(task.log).read_text().split())
 
 
+@dataclass(frozen=True)
+class Noted:
+    """A line of `Counted.note`."""
+
+    time: float
+    what: str
+    name: str
+    pid: int
+
+
+def noted(task: Counted) -> list[Noted]:
+    lines = (line.split() for line in Path(f"{task.log}.times").read_text().splitlines())
+    return [Noted(float(t), what, name, int(pid)) for t, what, name, pid in lines]
+
+
+def seconds_to_recover(task: Counted, fault: float) -> float:
+    """From a fault until a worker that was not there before it has done a unit."""
+    before = {n.pid for n in noted(task) if n.time <= fault}
+    done = [n.time for n in noted(task) if n.what == "end" and n.pid not in before]
+    assert done, "no new worker did anything"
+    assert min(done) - fault < 120, "on a machine that does much else"
+    return min(done) - fault
+
+
+def seconds_to_take_over(task: Counted, fault: float) -> float:
+    """From a fault until another worker has done what one that is gone was at."""
+    ends = [n for n in noted(task) if n.what == "end"]
+    done = {(n.name, n.pid) for n in ends}
+    torn = [n for n in noted(task) if n.what == "begin" and (n.name, n.pid) not in done]
+    assert torn, "it was at nothing"
+    taken = [min(n.time for n in ends if n.name == t.name) - fault for t in torn]
+    assert max(taken) < 120, "on a machine that does much else"
+    return max(taken)
+
+
 @pytest.mark.slow  # each new worker takes seconds
 @pytest.mark.parametrize("how", ["process", "actor"])
 def test_workers_killed_one_after_the_other(
@@ -121,12 +163,20 @@ def test_workers_killed_one_after_the_other(
 def test_a_unit_that_kills_its_worker_fails_its_own_job_only(
     make: Callable[..., Any], tmp_path: Path
 ) -> None:
-    pool, task = make(), Counted(str(tmp_path / "log"), kills="s3:1")
+    pool, task = make(), Counted(str(tmp_path / "log"), seconds=0.2, kills="s3:1")
     outcomes = list(run_jobs(jobs(task), pool))
     whole(outcomes, failed=("s3",))
     error = next(o.error for o in outcomes if o.key == "s3")
-    assert str(error).startswith("3 workers died of it, the last one: ")
+    assert str(error).startswith("3 workers died of it, the last one: its process ended")
+    assert "memory" in str(error), "the kernel's killer leaves no other trace"
     assert counted(task)["s3:1"] == 3
+    tries = [n for n in noted(task) if n.name == "s3:1"]
+    ended = {(n.name, n.pid): n.time for n in noted(task) if n.what == "end"}
+    others = [n for n in noted(task) if n.what == "begin" and n.name != "s3:1"]
+    before = [n for n in others if n.time < tries[-1].time]
+    assert len(before) >= 3 * N_UNITS
+    for n in before:
+        assert ended[n.name, n.pid] < tries[-1].time, "its last try it has all workers to itself"
 
 
 @pytest.mark.slow
@@ -175,6 +225,35 @@ def test_workers_that_find_room_later_join_and_more_than_fit_are_no_error(
     assert 1 <= len(pool.workers.living) <= 2, "two cores"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["process", "actor", "hang"])
+def test_how_long_it_takes_until_a_new_worker_has_done_a_unit(
+    make: Callable[..., Any], tmp_path: Path, how: str
+) -> None:
+    """The only worker there is, so that nobody else does anything meanwhile."""
+    import ray
+
+    pool = make(1, deadline=3.0)
+    task = Counted(str(tmp_path / "log"), hangs="s2:0" if how == "hang" else "")
+    outcomes, fault = [], 0.0
+    for outcome in run_jobs(jobs(task), pool):
+        outcomes.append(outcome)
+        if len(outcomes) == 1 and how != "hang":
+            actor = pool.workers.living[0].actor
+            pid = ray.get(actor.pid.remote())
+            fault = time.time()
+            ray.kill(actor) if how == "actor" else os.kill(pid, signal.SIGKILL)
+    whole(outcomes, failed=("s2",) if how == "hang" else ())
+    if how == "hang":
+        fault = next(n.time for n in noted(task) if n.name == "s2:0")
+    found = counted(task)
+    assert len(found) >= N_JOBS * N_UNITS - (N_UNITS - 1 if how == "hang" else 0)
+    assert sum(found.values()) - len(found) <= 2
+    seconds = seconds_to_recover(task, fault)
+    print(f"{how}: {seconds:.1f} s until a new worker had done a unit")
+    assert seconds > (3.0 if how == "hang" else 0.0)
+
+
 NODES = """
 import sys, time
 from pathlib import Path
@@ -192,16 +271,19 @@ cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
 pool = RayPool(lambda key: b"", 3, 1, 0.0)
 assert len(pool.workers.living) == 3
+fault = 0.0
 task, outcomes = t.Counted({log!r}, seconds=0.1), []
 for outcome in run_jobs(t.jobs(task), pool):
     outcomes.append(outcome)
     if len(outcomes) == 2:  # the raylet is killed, and its node never comes back
+        fault = time.time()
         cluster.remove_node(nodes.pop(), allow_graceful=False)
 t.whole(outcomes)
 found = t.counted(task)
 assert len(found) == t.N_JOBS * t.N_UNITS
 assert sum(found.values()) - len(found) <= 2, found
 assert (pool.workers.n_died, len(pool.workers.living)) == (1, 2)
+print(f"node: {{t.seconds_to_take_over(task, fault):.1f}} s until its units were done elsewhere")
 pool.close(); ray.shutdown(); cluster.shutdown()
 print("all is there")
 """
@@ -219,4 +301,5 @@ def test_a_node_that_is_gone_for_good(tmp_path: Path) -> None:
         text=True,
         timeout=400,
     )
+    print(*(line for line in run.stdout.splitlines() if line.startswith("node: ")))
     assert "all is there" in run.stdout, run.stderr[-3000:]
