@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from raybench.errors import StorageError
+from raybench.errors import RaybenchError, StorageError
 from raybench.local_files import append_local, refusal, write_local
 from raybench.masking import masked
 from raybench.patience import client_options, once, patiently, quieten
@@ -208,7 +208,7 @@ class Storage:
                 file.write(data)
         except FileExistsError:
             return False
-        except StorageError:
+        except RaybenchError:
             raise
         except Exception as error:
             raise refusal(error, path, "created") from error

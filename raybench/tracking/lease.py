@@ -83,6 +83,7 @@ class Lease:
     ) -> None:
         self._storage, self._name, self._beat = storage.once(), name, beat
         self._stale, self._patience = stale, patience
+        self._sure = max(stale - 2 * beat, stale / 3)
         self._token, self._count = uuid.uuid4().hex, 0
         self._lost = False
         self._stop, self._beating = threading.Event(), threading.Lock()
@@ -101,7 +102,7 @@ class Lease:
         Raises:
             RunFolderError: somebody did, or none went through for `patience` seconds.
         """
-        while not self._lost and _now() - self._last > self._stale - 2 * self._beat:
+        while not self._lost and _now() - self._last > self._sure:
             try:
                 self._leave_sign()
             except StorageError as error:
