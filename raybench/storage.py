@@ -241,10 +241,10 @@ class Storage:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
         if self.exists(name):
             path = self.path(name)
-            if self.is_local:
-                self._fs().rm(path, recursive=True)
-                return
-            with suppress(FileNotFoundError):  # it is gone, and the answer was lost
+            with suppress(FileNotFoundError):  # it is gone: another's doing, or the answer was lost
+                if self.is_local:
+                    self._fs().rm(path, recursive=True)
+                    return
                 # fsspec reads brackets in an object's name as a pattern.
                 self._do(name, "removed", lambda fs: fs.rm(glob.escape(path), recursive=True))
 
