@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -28,6 +28,10 @@ FIRST = 5.0
 """Seconds that it may refuse what it has not done yet."""
 
 _LONGEST_PAUSE = 5.0
+_WRITING = 15.0
+_SLOWEST = 2**19
+"""Seconds that a try of writing may take, and beside them bytes a second."""
+
 _ANSWERS = (FileNotFoundError, NotADirectoryError, FileExistsError, StorageError)
 _MISTAKES = (ValueError, TypeError, AttributeError, NotImplementedError)
 _Found = TypeVar("_Found")
@@ -103,6 +107,13 @@ def client_options(url: str) -> dict[str, object]:
         return {}
     own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
+
+
+def within(fs: Any, data: bytes) -> dict[str, float]:
+    """Options that bound one try of writing: no timeout of botocore's does while a server, asked
+    whether it will take the data, says nothing."""
+    seconds = _WRITING + len(data) / _SLOWEST
+    return {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
 
 
 def quieten() -> None:

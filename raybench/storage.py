@@ -20,7 +20,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from raybench.errors import RaybenchError, StorageError
 from raybench.local_files import append_local, refusal, write_local
 from raybench.masking import masked
-from raybench.patience import client_options, once, patiently, quieten
+from raybench.patience import client_options, once, patiently, quieten, within
 
 _Found = TypeVar("_Found")
 
@@ -182,7 +182,7 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                self._do(name, "written", lambda fs: fs.pipe_file(path, data))
+                self._do(name, "written", lambda fs: fs.pipe_file(path, data, **within(fs, data)))
                 return
             write_local(Path(path), data)
         except OSError as error:
@@ -201,7 +201,10 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                self._do(name, "created", lambda fs: fs.pipe_file(path, data, mode="create"))
+                more = {"mode": "create"}
+                self._do(
+                    name, "created", lambda fs: fs.pipe_file(path, data, **more, **within(fs, data))
+                )
                 return True
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with Path(path).open("xb") as file:
