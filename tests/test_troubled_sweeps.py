@@ -34,7 +34,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     config = {
         "name": "tiny",
-        "data": {"name": "phantom", "n_train": 6, "n_val": 3, "n_test": 4, "size": 64},
+        "data": {"name": "phantom", "n_train": 6, "n_val": 3, "n_test": 4, "size": 128},
         "backbones": [recipe],
         "search": {"trials_per_backbone": 1, "max_concurrent": 1},
         "explain": {

@@ -18,10 +18,11 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from raybench.errors import RunFolderError, StorageError
+from raybench.errors import RunFolderError, StorageError, UnavailableError
 from raybench.patience import PATIENCE
 from raybench.storage import Storage
 
@@ -86,6 +87,7 @@ class Lease:
         self._sure = max(stale - 2 * beat, stale / 3)
         self._token, self._count = uuid.uuid4().hex, 0
         self._lost = False
+        self._error: StorageError | None = None
         self._stop, self._beating = threading.Event(), threading.Lock()
         self._last = _now()
         while not self._create():
@@ -103,17 +105,18 @@ class Lease:
             RunFolderError: somebody did, or none went through for `patience` seconds.
         """
         while not self._lost and _now() - self._last > self._sure:
-            try:
-                self._leave_sign()
-            except StorageError as error:
-                passed = _now() - self._last
-                if passed > self._patience:
-                    raise RunFolderError(
-                        f"{self._storage.path()}: this sweep could not show for {passed:.0f} s "
-                        f"that it is alive ({error}), so another one may have taken the folder "
-                        "over; what was finished is kept: see that the bucket can be reached and "
-                        "pass --resume"
-                    ) from error
+            # Once that was too long the thread alone tries: each try may take many seconds.
+            if self._error is None or _now() - self._last <= self._patience:
+                with suppress(StorageError):
+                    self._leave_sign()
+            error, passed = self._error, _now() - self._last
+            if error is not None and passed > self._patience:
+                raise RunFolderError(
+                    f"{self._storage.path()}: this sweep could not show for {passed:.0f} s that "
+                    f"it is alive ({error}), so another one may have taken the folder over; what "
+                    "was finished is kept: see that the bucket can be reached and pass --resume"
+                ) from error
+            if error is not None:
                 time.sleep(self._beat / 5)
         if self._lost:
             raise RunFolderError(
@@ -148,6 +151,8 @@ class Lease:
         """What stands in the object; nothing where there is none, or not one of ours."""
         try:
             found = json.loads(self._storage.read(self._name))
+        except UnavailableError:
+            raise
         except StorageError:
             if self._storage.exists(self._name):
                 raise
@@ -193,12 +198,16 @@ class Lease:
         """
         with self._beating:
             began = _now()
-            if self._found().get("token") != self._token:
-                self._lost = True
-                return
-            self._count += 1
-            self._storage.write(self._name, self._content())
-            self._last = began
+            try:
+                if self._found().get("token") != self._token:
+                    self._lost = True
+                    return
+                self._count += 1
+                self._storage.write(self._name, self._content())
+            except StorageError as error:
+                self._error = error
+                raise
+            self._last, self._error = began, None
 
     def _live(self) -> None:
         while not (self._stop.wait(self._beat) or self._lost):

@@ -94,6 +94,7 @@ def test_a_holder_that_was_cut_off_goes_on_where_nobody_took_over(
     with pytest.raises(RunFolderError, match=r"could not show for .* --resume"):
         impatient.check()
     monkeypatch.setattr(Cut, "is_cut", False)
+    until(lambda: impatient._error is None, 10)
     impatient.check()
     impatient.release()
     patient = Lease(cut, ".lock", beat=0.1, stale=0.5, patience=30.0)

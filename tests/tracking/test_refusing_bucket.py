@@ -139,7 +139,7 @@ def test_a_long_refusal_is_one_clear_error_and_resume_computes_what_is_missing(
             run.events.append("warning", message="one more")  # what sweeps do as they end
     closed = time.monotonic() - begin
     a_try = 15.0 if way == "hang" else 0.5  # the client's own timeout
-    assert ended < 1.0 + 2 * a_try + 2
+    assert ended < 1.0 + 4 * a_try + 2
     assert closed < 4 * a_try + 2
     said = str(caught.value)
     assert "\n" not in said
