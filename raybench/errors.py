@@ -60,6 +60,13 @@ class StorageError(RaybenchError):
     """A file or folder cannot be read or written."""
 
 
+class UnavailableError(StorageError):
+    """Nothing can be stored for now (a bucket that refuses, a full disk), whoever asks.
+
+    What was being done need not be wrong: it is not recorded as failed, and the sweep ends.
+    """
+
+
 class RunFolderError(RaybenchError):
     """The output folder holds something that this sweep must not touch."""
 

@@ -6,23 +6,23 @@ flushed to the disk and renamed; object stores show an object only once it is co
 
 from __future__ import annotations
 
-import errno
 import glob
-import os
-import shutil
 import stat
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from raybench.errors import StorageError
+from raybench.errors import RaybenchError, StorageError
+from raybench.local_files import append_local, refusal, write_local
 from raybench.masking import masked
+from raybench.patience import client_options, once, patiently, quieten, within
+
+_Found = TypeVar("_Found")
 
 EXTRAS = ("s3", "gs")
 """Schemes whose reader is installed with an extra of the same name."""
@@ -62,33 +62,50 @@ class Storage:
             return str(base / name) if name else str(base)
         return f"{self.root.rstrip('/')}/{name}" if name else self.root.rstrip("/")
 
-    def _fs(self) -> Any:
+    def _fs(self, patient: bool = True) -> Any:
         # Others write to a bucket too: a listing that was kept would be an old one.
         options: dict[str, Any] = {} if self.is_local else {"use_listings_cache": False}
+        if patient:
+            options |= client_options(self.root)
         try:
-            return fsspec.core.url_to_fs(self.path(), **options)[0]
+            found = fsspec.core.url_to_fs(self.path(), **options)[0]
         except ImportError as error:
             scheme = self.root.split("://", 1)[0]
             wanted = f"pip install 'raybench[{scheme}]'" if scheme in EXTRAS else str(error)
             raise StorageError(f"{self.root}: no reader for this address ({wanted})") from error
         except ValueError as error:
             raise StorageError(f"{self.root}: no reader for this address ({error})") from error
+        if patient and "config_kwargs" in options:
+            found.retries = 1  # s3fs's own, beside botocore's
+            quieten()
+        return found
 
-    @contextmanager
-    def _told(self, name: str, what: str) -> Iterator[None]:
-        """Errors of the file system as ours; a bucket's clients have exceptions of many kinds.
+    def once(self) -> Storage:
+        """The same files; a bucket that refuses is not waited for."""
+        return _Once(self.root)
+
+    def _before(self, what: str) -> None:
+        """Called before a bucket is asked for something; a holder of a lease looks whether it has
+        it still."""
+
+    def _do(self, name: str, what: str, call: Callable[[Any], _Found]) -> _Found:
+        """`call` with the file system; its errors as ours, and a bucket that refuses waited for.
 
         What is not there stays a `FileNotFoundError`.
         """
+        path = self.path(name)
+        if not self.is_local:
+            return self._ask(path, what, lambda: call(self._fs()))
         try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, StorageError):
+            return call(self._fs())
+        except (FileNotFoundError, NotADirectoryError):
             raise
-        except Exception as error:
-            if self.is_local and not isinstance(error, OSError | ValueError):
-                raise
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise StorageError(f"{self.path(name)}: cannot be {what} ({reason})") from error
+            raise StorageError(f"{path}: cannot be {what} ({reason})") from error
+
+    def _ask(self, path: str, what: str, call: Callable[[], _Found]) -> _Found:
+        return patiently(path, what, call, lambda: self._before(what))
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder is there.
@@ -96,19 +113,16 @@ class Storage:
         Raises:
             StorageError: a bucket refuses or does not answer; so do all others below.
         """
-        with self._told(name, "looked up"):
-            return bool(self._fs().exists(self.path(name)))
+        return bool(self._do(name, "looked up", lambda fs: fs.exists(self.path(name))))
 
     def is_dir(self, name: str = "") -> bool:
         """Whether `name` is a folder."""
-        with self._told(name, "looked up"):
-            return bool(self._fs().isdir(self.path(name)))
+        return bool(self._do(name, "looked up", lambda fs: fs.isdir(self.path(name))))
 
     def names(self, folder: str = "") -> list[str]:
         """The names right below `folder`, sorted; empty where there is no such folder."""
         try:
-            with self._told(folder, "listed"):
-                found = self._fs().ls(self.path(folder), detail=False)
+            found = self._do(folder, "listed", lambda fs: fs.ls(self.path(folder), detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
@@ -116,8 +130,7 @@ class Storage:
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of each file right below `folder`; empty where there is no such folder."""
         try:
-            with self._told(folder, "listed"):
-                found = self._fs().ls(self.path(folder), detail=True)
+            found = self._do(folder, "listed", lambda fs: fs.ls(self.path(folder), detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         files = [one for one in found if one["type"] == "file"]
@@ -130,13 +143,15 @@ class Storage:
             StorageError: it is not there or cannot be read.
         """
         try:
-            with self._told(name, "read"):
-                if self.is_local and not stat.S_ISREG(Path(self.path(name)).stat().st_mode):
-                    raise ValueError("no regular file")  # a pipe or a device may never end
-                return bytes(self._fs().cat_file(self.path(name)))
+            return bytes(self._do(name, "read", lambda fs: self._content(fs, name)))
         except OSError as error:
             reason = type(error).__name__ if not str(error) else str(error)
             raise StorageError(f"{self.path(name)}: cannot be read ({reason})") from error
+
+    def _content(self, fs: Any, name: str) -> Any:
+        if self.is_local and not stat.S_ISREG(Path(self.path(name)).stat().st_mode):
+            raise ValueError("no regular file")  # a pipe or a device may never end
+        return fs.cat_file(self.path(name))
 
     def check_inside(self, name: str) -> None:
         """Whether a local `name` lies below the root once symbolic links are followed.
@@ -167,18 +182,18 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                with self._told(name, "written"):
-                    self._fs().pipe_file(path, data)
+                self._do(name, "written", lambda fs: fs.pipe_file(path, data, **within(fs, data)))
                 return
-            _write_local(Path(path), data)
+            write_local(Path(path), data)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
+            raise refusal(error, path, "written") from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file where there is none; of several who try, one succeeds.
 
         Returns:
-            Whether it was this call.
+            Whether it was this call. In a bucket False may also mean that it was, and its answer
+            was lost.
 
         Raises:
             StorageError: it cannot be written, or the file system knows no such promise.
@@ -186,15 +201,20 @@ class Storage:
         path = self.path(name)
         try:
             if not self.is_local:
-                self._fs().pipe_file(path, data, mode="create")
+                more = {"mode": "create"}
+                self._do(
+                    name, "created", lambda fs: fs.pipe_file(path, data, **more, **within(fs, data))
+                )
                 return True
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with Path(path).open("xb") as file:
                 file.write(data)
         except FileExistsError:
             return False
+        except RaybenchError:
+            raise
         except Exception as error:
-            raise StorageError(f"{path}: cannot be created ({_why(error, path)})") from error
+            raise refusal(error, path, "created") from error
         return True
 
     def arrow(self, name: str = "") -> tuple[Any, str]:
@@ -202,7 +222,8 @@ class Storage:
         path = self.path(name)
         if self.is_local:
             return None, path
-        return PyFileSystem(FSSpecHandler(self._fs())), path.split("://", 1)[1]
+        # Those libraries are not patient: their client tries again by itself.
+        return PyFileSystem(FSSpecHandler(self._fs(patient=False))), path.split("://", 1)[1]
 
     def append_line(self, name: str, line: str) -> None:
         """Add one line to a local file and see it onto the disk.
@@ -215,32 +236,38 @@ class Storage:
         path = Path(self.path(name))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _append_local(path, line.encode() + b"\n")
+            append_local(path, line.encode() + b"\n")
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({_why(error, path)})") from error
+            raise refusal(error, path, "written") from error
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it; nothing happens where there is none."""
         if self.exists(name):
             path = self.path(name)
-            if self.is_local:
-                self._fs().rm(path, recursive=True)
-                return
-            with self._told(name, "removed"):
+            with suppress(FileNotFoundError):  # it is gone: another's doing, or the answer was lost
+                if self.is_local:
+                    self._fs().rm(path, recursive=True)
+                    return
                 # fsspec reads brackets in an object's name as a pattern.
-                self._fs().rm(glob.escape(path), recursive=True)
+                self._do(name, "removed", lambda fs: fs.rm(glob.escape(path), recursive=True))
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """The names of all files below `folder`, relative to the root, sorted."""
         base = self.path()
         prefix = len(base.split("://")[-1].rstrip("/")) + 1
         try:
-            with self._told(folder, "listed"):
-                every = sorted(self._fs().find(self.path(folder)))
+            every = sorted(self._do(folder, "listed", lambda fs: fs.find(self.path(folder))))
         except FileNotFoundError:
             return
         for found in every:
             yield str(found).split("://")[-1][prefix:].lstrip("/")
+
+
+class _Once(Storage):
+    __slots__ = ()
+
+    def _ask(self, path: str, what: str, call: Callable[[], _Found]) -> _Found:
+        return once(path, what, call)
 
 
 def _expanded(root: str) -> Path:
@@ -248,42 +275,3 @@ def _expanded(root: str) -> Path:
         return Path(root).expanduser().absolute()
     except RuntimeError as error:  # `~name` of nobody on this machine
         raise StorageError(f"{root}: no such home folder; write the path out") from error
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _append_local(path: Path, data: bytes) -> None:
-    with path.open("ab", buffering=0) as file:
-        before = file.seek(0, os.SEEK_END)
-        try:
-            # A full disk takes the first bytes and says so by a short count, not by an error.
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(before)  # half a line would spoil the next one too
-            raise
-
-
-def _why(error: Exception, path: str | Path) -> str:
-    """The reason; of a full disk also how much is free, and what to do."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return str(error)
-    there = next(p for p in Path(path).parents if p.exists())
-    free = shutil.disk_usage(there).free / 2**20
-    return (
-        f"{error.strerror}: {free:.1f} MiB are free in {there}; what was finished is kept: make "
-        "space there and pass --resume"
-    )

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 from raybench.data.images import load_files
 from raybench.data.patients import Shares, deal
 from raybench.data.tables import first_lines, is_odd, patients_in_two_splits, read_table
-from raybench.errors import DataError, StorageError
+from raybench.errors import DataError, StorageError, UnavailableError
 from raybench.settings import Settings
 from raybench.storage import Storage
 from raybench.types import SPLITS, ChestXray, Split, XrayRecord
@@ -205,6 +205,8 @@ def _file_problems(storage: Storage, rows: list[tuple[int, _Row]]) -> list[_Prob
                 if folder not in listed:
                     storage.path(path)
                     listed[folder] = set(storage.names(folder))
+            except UnavailableError:
+                raise
             except StorageError as error:
                 problems.append((line, f"{column}: {error}"))
                 continue

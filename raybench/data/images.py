@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raybench.errors import BadImageError, DataError, StorageError
+from raybench.errors import BadImageError, DataError, StorageError, UnavailableError
 from raybench.storage import Storage
 from raybench.types import ChestXray, Gray, Mask, XrayRecord
 
@@ -168,6 +168,8 @@ def read_gray(storage: Storage, name: str) -> Gray:
     try:
         storage.check_inside(name)
         return _decode(storage.read(name))
+    except UnavailableError:
+        raise  # nothing is wrong with the image
     except StorageError as error:
         raise BadImageError(str(error)) from error
     except _DamagedError as error:

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from raybench.answers import AnswerStore
-from raybench.executor.jobs import Answer, Task, message
+from raybench.executor.jobs import Answer, Task, failed
 from raybench.executor.local import Resident, do_unit
 from raybench.models.runtime import Runtime
 from raybench.types import Unit
@@ -36,7 +36,7 @@ class _Worker:
                 else self._resident.get(model, lambda: bytes(ray.get(checkpoint[0])))
             )
         except Exception as problem:  # a checkpoint that does not load fails its own images only
-            return Answer(ticket, None, message(problem), 0.0)
+            return failed(ticket, problem)
         return do_unit(ticket, task, unit, classifier, self._store)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raybench.errors import ExplainError
+from raybench.errors import ExplainError, UnavailableError
 from raybench.models.classifier import Classifier
 from raybench.models.runtime import is_out_of_memory
 from raybench.types import Arrays, AttributionMap, Unit
@@ -70,13 +70,14 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What became of a unit; `n_forward` passes were made, fewer than planned where some of its
-    answers were kept from before."""
+    answers were kept from before. `stops_all`: the store refuses, which is no fault of the unit."""
 
     ticket: int
     arrays: Arrays | None
     error: str | None
     seconds: float
     n_forward: int = 0
+    stops_all: bool = False
 
 
 class Pool(Protocol):
@@ -130,6 +131,13 @@ def message(error: BaseException) -> str:
     said = " ".join(str(error).split())
     line = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"{line} (memory is out: {LESS_MEMORY})" if is_out_of_memory(error) else line
+
+
+def failed(ticket: int, problem: Exception, seconds: float = 0.0) -> Answer:
+    """The answer of a unit that raised."""
+    if isinstance(problem, UnavailableError):
+        return Answer(ticket, None, str(problem), seconds, stops_all=True)
+    return Answer(ticket, None, message(problem), seconds)
 
 
 _Queue = list[tuple[int, int, Unit]]
@@ -194,6 +202,8 @@ class _Loop:
         self._pool.submit(ticket, opened.job.task, unit, model)
 
     def _land(self, answer: Answer) -> Iterator[Outcome]:
+        if answer.stops_all:  # recorded as failed, its image would be missing from the figures
+            raise UnavailableError(str(answer.error))
         number, unit = self._flying.pop(answer.ticket)
         self._aloft[self._side(unit)] -= 1
         opened = self._open[number]
@@ -260,5 +270,6 @@ def run_jobs(
 
     Raises:
         ExecutionError: the pool cannot go on (not: a job failed, which its outcome says).
+        UnavailableError: the store of answers, or of checkpoints, refuses.
     """
     yield from _Loop(jobs, pool, on_unit).run()

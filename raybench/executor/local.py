@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from raybench.answers import AnswerStore
-from raybench.executor.jobs import Answer, Task, message
+from raybench.executor.jobs import Answer, Task, failed
 from raybench.models.classifier import Classifier
 from raybench.models.randomise import depth_of, randomised
 from raybench.models.runtime import EAGER, Runtime, check_backend, keep_memory, split_key
@@ -53,9 +53,8 @@ class Resident:
 def do_unit(
     ticket: int, task: Task, unit: Unit, classifier: Classifier | None, store: AnswerStore | None
 ) -> Answer:
-    """One unit; an error becomes an answer, so that it sinks nothing else."""
+    """One unit; an error becomes an answer, so that it sinks nothing else (but `stops_all`)."""
     started = time.perf_counter()
-    arrays, error, n_forward = None, None, 0
     try:
         if store is None:
             arrays, n_forward = task.run(unit, classifier), unit.n_forward
@@ -63,8 +62,8 @@ def do_unit(
             identity = None if classifier is None else classifier.identity
             arrays, n_forward = store.answer(unit, identity, lambda: task.run(unit, classifier))
     except Exception as problem:  # recorded for this image; the others go on
-        error = message(problem)
-    return Answer(ticket, arrays, error, time.perf_counter() - started, n_forward)
+        return failed(ticket, problem, time.perf_counter() - started)
+    return Answer(ticket, arrays, None, time.perf_counter() - started, n_forward)
 
 
 class LocalPool:
@@ -120,7 +119,7 @@ class LocalPool:
                 else self._resident.get(model, lambda: self._models(split_key(str(model))[0]))
             )
         except Exception as problem:  # a checkpoint that does not load fails its own images only
-            return Answer(ticket, None, message(problem), 0.0)
+            return failed(ticket, problem)
         return do_unit(ticket, task, unit, classifier, self._store)
 
     def close(self) -> None:

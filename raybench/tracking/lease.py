@@ -3,6 +3,10 @@
 The holder makes an object that is not there yet, which succeeds for one alone, and changes it every
 few seconds. Another one that finds it watches: what does not change for `STALE` seconds was left by
 a process that is dead, and is taken over. No clock is compared with that of another machine.
+
+A holder that lives but was cut off (a bucket that refuses, a laptop that slept) does not know
+whether it was taken over. So it writes nothing once its last sign of life is older than
+`STALE - 2 * BEAT` seconds, until another one goes through and its own name still stands there.
 """
 
 from __future__ import annotations
@@ -14,9 +18,12 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from raybench.errors import RunFolderError, StorageError
+from raybench.errors import RunFolderError, StorageError, UnavailableError
+from raybench.patience import PATIENCE
 from raybench.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -26,6 +33,13 @@ BEAT = 5.0
 
 STALE = 30.0
 """Seconds without one after which a holder counts as dead."""
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
 
 
 def is_alive(storage: Storage, name: str, patience: float = 2 * BEAT) -> bool:
@@ -53,6 +67,7 @@ class Lease:
         storage: the run folder.
         name: of the object that stands for it.
         beat, stale: seconds, as `BEAT` and `STALE`.
+        patience: seconds since the last sign of life for which `check` tries to leave another one.
 
     Raises:
         RunFolderError: another sweep, which lives, has it.
@@ -60,28 +75,54 @@ class Lease:
     """
 
     def __init__(
-        self, storage: Storage, name: str, beat: float = BEAT, stale: float = STALE
+        self,
+        storage: Storage,
+        name: str,
+        beat: float = BEAT,
+        stale: float = STALE,
+        patience: float = PATIENCE,
     ) -> None:
-        self._storage, self._name, self._beat = storage, name, beat
+        self._storage, self._name, self._beat = storage.once(), name, beat
+        self._stale, self._patience = stale, patience
+        self._sure = max(stale - 2 * beat, stale / 3)
         self._token, self._count = uuid.uuid4().hex, 0
         self._lost = False
-        self._stop = threading.Event()
-        while not storage.create(name, self._content()):
-            self._wait_for_the_dead(stale)
+        self._error: StorageError | None = None
+        self._stop, self._beating = threading.Event(), threading.Lock()
+        self._last = _now()
+        while not self._create():
+            if self._wait_for_the_dead():
+                time.sleep(beat)  # whoever else found it dead, or wakes up, has written by then
         self._thread = threading.Thread(target=self._live, name="raybench-lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """See that nobody took it over while this process was cut off from the bucket.
 
+        Where that cannot be told, it waits for a sign of life to go through.
+
         Raises:
-            RunFolderError: somebody did.
+            RunFolderError: somebody did, or none went through for `patience` seconds.
         """
+        while not self._lost and _now() - self._last > self._sure:
+            # Once that was too long the thread alone tries: each try may take many seconds.
+            if self._error is None or _now() - self._last <= self._patience:
+                with suppress(StorageError):
+                    self._leave_sign()
+            error, passed = self._error, _now() - self._last
+            if error is not None and passed > self._patience:
+                raise RunFolderError(
+                    f"{self._storage.path()}: this sweep could not show for {passed:.0f} s that "
+                    f"it is alive ({error}), so another one may have taken the folder over; what "
+                    "was finished is kept: see that the bucket can be reached and pass --resume"
+                ) from error
+            if error is not None:
+                time.sleep(self._beat / 5)
         if self._lost:
             raise RunFolderError(
                 f"{self._storage.path()}: another sweep took this folder over, as this one had "
-                f"not been heard of for {STALE:.0f} s; what was finished is kept: see that only "
-                "one of them runs, and pass --resume"
+                f"not been heard of for {self._stale:.0f} s; what was finished is kept: see that "
+                "only one of them runs, and pass --resume"
             )
 
     def release(self) -> None:
@@ -98,10 +139,20 @@ class Lease:
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         return json.dumps({"holder": holder, "token": self._token, "beat": self._count}).encode()
 
+    def _create(self) -> bool:
+        began = _now()
+        if self._storage.create(self._name, self._content()):
+            self._last = began
+            return True
+        # It may be ours, made by a try whose answer was lost, or before others could be seen off.
+        return self._found().get("token") == self._token
+
     def _found(self) -> dict[str, Any]:
         """What stands in the object; nothing where there is none, or not one of ours."""
         try:
             found = json.loads(self._storage.read(self._name))
+        except UnavailableError:
+            raise
         except StorageError:
             if self._storage.exists(self._name):
                 raise
@@ -110,31 +161,43 @@ class Lease:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _wait_for_the_dead(self, stale: float) -> None:
+    def _wait_for_the_dead(self) -> bool:
+        """Watch whoever has it. Returns whether it was taken from a dead one, and is ours."""
         first = self._found()
         holder = first.get("holder", "unknown process")
         log.warning(
             "%s: seeing whether %s, which worked here, is still alive (%.0f s at most)",
             self._storage.path(),
             holder,
-            stale,
+            self._stale,
         )
-        deadline = time.monotonic() + stale
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, stale / 10))
+        step, watched, looked = min(1.0, self._stale / 10), 0.0, time.monotonic()
+        while watched < self._stale:
+            time.sleep(step)
             now = self._found()
             if not now:
-                return  # it let go
+                return False  # it let go
             if now != first:
                 raise RunFolderError(
                     f"{self._storage.path()}: another sweep is working in this folder "
                     f"({now.get('holder', holder)}); wait until it ends, stop it, or choose "
                     "another output folder"
                 )
+            # Time in which this process was stopped itself is no watching.
+            watched += min(time.monotonic() - looked, 2 * step)
+            looked = time.monotonic()
         self._storage.remove(self._name)
+        self._last = _now()
+        return self._storage.create(self._name, self._content())
 
-    def _live(self) -> None:
-        while not self._stop.wait(self._beat):
+    def _leave_sign(self) -> None:
+        """One sign of life, where the object is still ours.
+
+        Raises:
+            StorageError: it could not be left.
+        """
+        with self._beating:
+            began = _now()
             try:
                 if self._found().get("token") != self._token:
                     self._lost = True
@@ -142,4 +205,34 @@ class Lease:
                 self._count += 1
                 self._storage.write(self._name, self._content())
             except StorageError as error:
+                self._error = error
+                raise
+            self._last, self._error = began, None
+
+    def _live(self) -> None:
+        while not (self._stop.wait(self._beat) or self._lost):
+            try:
+                self._leave_sign()
+            except StorageError as error:
                 log.info("no sign of life could be left: %s", error)  # the next one may get there
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedStorage(Storage):
+    """Files below a root that has a lease: nothing is written or removed by one who lost it.
+
+    A copy that travels to another process is a plain `Storage`.
+
+    Attributes:
+        held: the lease, while there is one.
+    """
+
+    held: list[Lease] = field(default_factory=list, compare=False, repr=False)
+
+    def _before(self, what: str) -> None:
+        if what in {"written", "created", "removed"}:
+            for lease in self.held:
+                lease.check()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)

@@ -17,13 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from raybench.errors import RunFolderError, StorageError
 from raybench.storage import Storage
 from raybench.tracking import lock
 from raybench.tracking.events import EventLog
-from raybench.tracking.lease import Lease, is_alive
+from raybench.tracking.lease import Lease, LeasedStorage, is_alive
 from raybench.tracking.run_tables import CLAIMED, LOCK, OWN_NAMES, RunTables
 from raybench.tracking.stored_config import CONFIG_NAME, StoredConfig
 
@@ -59,8 +57,8 @@ class RunFolder(RunTables):
 
     def __init__(self, root: str) -> None:
         # Absolute from here on: the process may change its working directory.
-        storage = Storage(Storage(root).path())
-        self.where = storage.root
+        storage = LeasedStorage(Storage(root).path())
+        self.where, self._held = storage.root, storage.held
         self.path = Path(self.where) if storage.is_local else working_folder(self.where)
         copy = None if storage.is_local else Storage(str(self.path))
         super().__init__(storage, copy)
@@ -105,7 +103,7 @@ class RunFolder(RunTables):
             raise RunFolderError(f"{self.where}: this run folder is open already; close it first")
         self._make()
         local = self.storage.is_local
-        self._lock = lock.take(self.path / LOCK) if local else Lease(self.storage, LOCK)
+        self._lock = lock.take(self.path / LOCK) if local else self._lease()
         try:
             state = self._decide(config, digest, resume, overwrite)
             self._pending = (config, digest) if state == "new" else None
@@ -137,21 +135,11 @@ class RunFolder(RunTables):
     def close(self) -> None:
         """Let go of the folder. Closing twice does nothing."""
         if isinstance(self._lock, Lease):
+            self._held.clear()
             self._lock.release()
         elif self._lock is not None:
             lock.release(self._lock)
         self._lock = None
-
-    def append(self, table: str, frame: pd.DataFrame) -> None:
-        """As `RunTables.append`; refused where another sweep took the folder over.
-
-        Raises:
-            RunFolderError: it did.
-            StorageError: the rows cannot be written.
-        """
-        if isinstance(self._lock, Lease):
-            self._lock.check()
-        super().append(table, frame)
 
     def bring(self) -> None:
         """Make the working folder of a run in a bucket what the bucket says.
@@ -206,6 +194,12 @@ class RunFolder(RunTables):
             RunFolderError: this is not a run folder.
         """
         return self._config.need_digest()
+
+    def _lease(self) -> Lease:
+        """From here on nothing is written where another sweep took the folder over."""
+        lease = Lease(Storage(self.where), LOCK)
+        self._held.append(lease)
+        return lease
 
     def _make(self) -> None:
         """Make the folder, and refuse one that holds something that raybench did not write."""

@@ -6,7 +6,7 @@ import json
 import logging
 import pickletools
 
-from raybench.errors import StorageError
+from raybench.errors import StorageError, UnavailableError
 from raybench.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def _is_whole(files: Storage, name: str) -> bool:
                 pass
         elif name.endswith(".json"):
             json.loads(data)
+    except UnavailableError:
+        raise
     except (StorageError, ValueError):
         return False
     return True
