@@ -147,16 +147,18 @@ class Lease:
         # It may be ours, made by a try whose answer was lost, or before others could be seen off.
         return self._found().get("token") == self._token
 
-    def _found(self) -> dict[str, Any]:
+    def _found(self, tries: int = 3) -> dict[str, Any]:
         """What stands in the object; nothing where there is none, or not one of ours."""
         try:
             found = json.loads(self._storage.read(self._name))
         except UnavailableError:
             raise
         except StorageError:
-            if self._storage.exists(self._name):
+            if not self._storage.exists(self._name):
+                return {}
+            if tries <= 1:
                 raise
-            return {}
+            return self._found(tries - 1)  # somebody made it anew in between
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
