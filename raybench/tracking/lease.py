@@ -7,6 +7,8 @@ a process that is dead, and is taken over. No clock is compared with that of ano
 A holder that lives but was cut off (a bucket that refuses, a laptop that slept) does not know
 whether it was taken over. So it writes nothing once its last sign of life is older than
 `STALE - 2 * BEAT` seconds, until another one goes through and its own name still stands there.
+Two who find the same holder dead are told apart as long as no single step of theirs (a look, a
+write) takes longer than `BEAT`: buckets have no way to replace what one has just read.
 """
 
 from __future__ import annotations

@@ -172,7 +172,8 @@ def test_of_several_who_take_over_one_gets_it(tmp_path: Path) -> None:
 
     def take() -> None:
         try:
-            got.append(Lease(storage, ".lock", beat=0.2, stale=0.6))
+            # A beat has to be longer than any step takes, and a disk may be slow to flush.
+            got.append(Lease(storage, ".lock", beat=1.0, stale=3.0))
         except RunFolderError as error:
             refused.append(str(error))
 
