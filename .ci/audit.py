@@ -53,7 +53,7 @@ def ask(uv: str, constraints: str) -> int:
     if skipped or not found:
         print(
             f"audit: NOT DONE: {len(skipped)} of {len(found)} packages could not be looked up; the "
-            "advisory database (pypi.org) has to be reached, or a clone of it named: make audit "
+            "advisory database has to be reached, or a clone of it named: make audit "
             "ADVISORIES=FOLDER",
             file=sys.stderr,
         )
