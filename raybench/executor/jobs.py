@@ -101,8 +101,11 @@ class Pool(Protocol):
     def hurry(self) -> None:
         """Said before `next` where all that is left is in flight: nobody need be idle."""
 
-    def next(self) -> Answer:
-        """The next unit that ends. Only called with a unit in flight."""
+    def next(self) -> Answer | None:
+        """The next unit that ends; None: none did, but there may be more slots than before.
+
+        Only called with a unit in flight.
+        """
 
     def close(self) -> None:
         """Let go of workers."""
@@ -168,7 +171,9 @@ class _Loop:
                 return
             if self._exhausted and not any(self._ready):
                 self._pool.hurry()
-            yield from self._land(self._pool.next())
+            answer = self._pool.next()
+            if answer is not None:
+                yield from self._land(answer)
 
     def _pull(self) -> Iterator[Outcome]:
         """Open jobs until there are units enough to keep the pool busy."""

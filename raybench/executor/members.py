@@ -108,6 +108,10 @@ class Members:
         """Who has the least to do; only called where somebody lives."""
         return min(self.living, key=lambda member: len(member.queue))
 
+    def has_room(self, most: int) -> bool:
+        """Whether somebody has less than `most` to do."""
+        return any(len(member.queue) < most for member in self.living)
+
     def give_up_joining(self) -> None:
         """Do without those that have not joined."""
         for actor in self._joining.values():

@@ -17,6 +17,7 @@ from raybench.executor.lost import NOBODY, why_lost
 from raybench.executor.members import Flight, Member, Members, Sent
 from raybench.executor.ray_metrics import UnitMetrics
 from raybench.executor.room import n_bytes, store_bytes
+from raybench.executor.waiting import Waiting
 from raybench.models.runtime import EAGER, Runtime, check_backend, split_key
 from raybench.types import Unit
 
@@ -83,8 +84,7 @@ class RayPool:
         self.workers = Members(lambda: worker.remote(cpus, runtime, self.device, store), n_workers)
         self.helpers = Members(lambda: helper.remote(1, runtime, "cpu", store), n_helpers)
         self._flying: dict[Any, Flight] = {}
-        self._waiting: deque[Sent] = deque()
-        self._last_tries: deque[Sent] = deque()
+        self._waiting = Waiting()
         self._given_up: deque[Answer] = deque()
         self._checkpoints: dict[str, Any] = {}
         self._looked, self._metrics = time.monotonic(), UnitMetrics()
@@ -105,7 +105,8 @@ class RayPool:
 
     def submit(self, ticket: int, task: Task, unit: Unit, model: str | None) -> None:
         """Give the unit to the worker (without a model: the helper) with the least in flight."""
-        self._send(Sent(ticket, task, unit, model))
+        self._waiting.add(Sent(ticket, task, unit, model))
+        self._send_waiting()
 
     def hurry(self) -> None:
         """Nothing else will come for now: who is idle does what waits behind another's unit.
@@ -113,7 +114,8 @@ class RayPool:
         The other one does it as well, when nobody needs it any more: so a slow node holds up the
         end by the unit it is at, and no other. Units are deterministic, whoever answers first.
         """
-        if self._last_tries:
+        self._send_waiting()
+        if self._waiting.last_try is not None:
             return
         waiting = [
             flight
@@ -127,15 +129,15 @@ class RayPool:
         for member, flight in zip(idle, reversed(waiting), strict=False):
             self._fly(flight.sent, self.workers, member)
 
-    def next(self) -> Answer:
-        """Wait for any unit.
+    def next(self) -> Answer | None:
+        """Wait for any unit; None: a worker has joined meanwhile, so that there are more slots.
 
         Raises:
             ExecutionError: there is no worker, and none can be started.
         """
         since = time.monotonic()
         while not self._given_up:
-            self._try_alone()
+            self._send_waiting()
             joining = self.workers.calls + self.helpers.calls
             ready, _ = ray.wait([*self._flying, *joining], num_returns=1, timeout=_LOOK)
             self._look_for_the_stuck()
@@ -148,7 +150,7 @@ class RayPool:
                 if answer is not None:
                     return answer
             elif self.workers.join(ready[0]) or self.helpers.join(ready[0]):
-                self._send_waiting()
+                return None
         return self._given_up.popleft()
 
     def close(self) -> None:
@@ -156,8 +158,7 @@ class RayPool:
         for members in (self.workers, self.helpers):
             members.close()
         self._flying, self._checkpoints = {}, {}
-        self._waiting.clear()
-        self._last_tries.clear()
+        self._waiting = Waiting()
 
     def _start(self, n_at_once: int) -> None:
         """Wait for the actors that the cluster has room for now; the others join later.
@@ -181,22 +182,24 @@ class RayPool:
             self.close()
             raise ExecutionError(NOBODY.format(self.workers.n, _PATIENCE_SECONDS))
 
-    def _send(self, sent: Sent) -> None:
-        members = self.helpers if sent.model is None and self.helpers.living else self.workers
-        alone = not self._last_tries or (sent is self._last_tries[0] and not self._flying)
-        if members.living and alone:
-            self._fly(sent, members, members.least_loaded())
-        elif sent not in self._last_tries:
-            self._waiting.append(sent)
+    def _send_waiting(self) -> None:
+        """Send what waits, oldest first, to who has the least to do and room for more.
 
-    def _try_alone(self) -> None:
-        """Go on with the units that have one try left, one at a time; the others wait meanwhile."""
-        while self._last_tries and self._last_tries[0].has_ended:
-            self._last_tries.popleft()
-        if self._last_tries:
-            self._send(self._last_tries[0])
-        elif self._waiting and self.workers.living:
-            self._send_waiting()
+        What does not fit stays here, not in the queue of a worker that is busy: the next one that
+        joins or has room takes it.
+        """
+        last = self._waiting.last_try
+        if last is not None:
+            members = self._members(last)
+            if not self._flying and members.living:
+                self._fly(last, members, members.least_loaded())
+            return
+        for sent in self._waiting.take(lambda sent: self._members(sent).has_room(_AHEAD)):
+            members = self._members(sent)
+            self._fly(sent, members, members.least_loaded())
+
+    def _members(self, sent: Sent) -> Members:
+        return self.helpers if sent.model is None and self.helpers.living else self.workers
 
     def _fly(self, sent: Sent, members: Members, member: Member) -> None:
         self._largest = max(self._largest, n_bytes(sent.unit.payload))
@@ -207,11 +210,6 @@ class RayPool:
         member.give(sent.ticket)
         sent.n_copies += 1
         self._flying[reference] = Flight(sent, members, member)
-
-    def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for sent in waiting:
-            self._send(sent)
 
     def _checkpoint(self, model: str) -> Any:
         name, _ = split_key(model)
@@ -269,17 +267,16 @@ class RayPool:
             elif number == 0:
                 self._again(sent, why)
             elif sent.n_copies == 0 and not sent.has_ended:
-                self._send(sent)
+                self._waiting.add(sent)
 
     def _again(self, sent: Sent, why: str) -> None:
         """Send a unit that a worker died of once more, but not for ever."""
         sent.n_deaths += 1
-        if sent in self._last_tries:
+        if self._waiting.is_last_try(sent):
             self._give_up(sent, f"{sent.n_deaths} workers died of it, the last one: {why}")
         elif sent.n_copies == 0 and not sent.has_ended:
-            if sent.n_deaths >= TRIES - 1:
-                self._last_tries.append(sent)
-            self._send(sent)
+            is_last = sent.n_deaths >= TRIES - 1
+            (self._waiting.add_last_try if is_last else self._waiting.add)(sent)
 
     def _give_up(self, sent: Sent, why: str) -> None:
         if not sent.has_ended:

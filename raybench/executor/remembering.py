@@ -75,12 +75,12 @@ class RememberingPool:
         """Said to the other pool."""
         self._inner.hurry()
 
-    def next(self) -> Answer:
+    def next(self) -> Answer | None:
         """What is known already comes first."""
         if self._ready:
             return self._ready.popleft()
         answer = self._inner.next()
-        if answer.ticket not in self._asked:
+        if answer is None or answer.ticket not in self._asked:
             return answer
         key, question, head = self._asked.pop(answer.ticket)
         if answer.arrays is None:
