@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from raybench.executor.actors import actor_class, is_answered
 from raybench.executor.jobs import Answer, Task, message
 from raybench.executor.lost import NOBODY, why_lost
 from raybench.executor.members import Flight, Member, Members, Sent
+from raybench.executor.object_store import ObjectStore
 from raybench.executor.ray_metrics import UnitMetrics
-from raybench.executor.room import n_bytes, store_bytes
 from raybench.executor.waiting import Waiting
-from raybench.models.runtime import EAGER, Runtime, check_backend, split_key
+from raybench.models.runtime import EAGER, Runtime, check_backend
 from raybench.types import Unit
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ The last of them has nothing else under way beside it: where memory is out Ray e
 and a unit must not be given up for what another one took.
 """
 
+_SETTLE = 2.0
+"""Seconds between a worker's end and a last try: what the dead one held must be free by then, or
+Ray's memory monitor ends the next one for it, at whatever that is."""
+
 _LOOK = 1.0
 """Seconds between two looks for units that hang."""
-
-
-_STORE_SHARE = 0.3
-"""Of the driver's object store, that units in flight may fill: what does not fit goes to disk."""
 
 
 class RayPool:
@@ -77,7 +78,7 @@ class RayPool:
         deadline: float = 900.0,
         n_at_once: int | None = None,
     ) -> None:
-        self._models, self._deadline = models, deadline
+        self._deadline = deadline
         self.device = "cuda" if gpus > 0 else "cpu"
         check_backend(runtime.backend, self.device)
         worker, helper = actor_class(cpus, gpus), actor_class(1, 0.0)
@@ -86,17 +87,16 @@ class RayPool:
         self._flying: dict[Any, Flight] = {}
         self._waiting = Waiting()
         self._given_up: deque[Answer] = deque()
-        self._checkpoints: dict[str, Any] = {}
         self._looked, self._metrics = time.monotonic(), UnitMetrics()
-        self._room, self._largest = _STORE_SHARE * store_bytes(), 1
+        self._lost_at = -math.inf
+        self._object_store = ObjectStore(models)
         self._start(min(n_workers, n_at_once or n_workers))
         self._n_helpers = len(self.helpers.living)
 
     @property
     def slots(self) -> int:
         """Units worth having in flight at the workers, and that the object store holds."""
-        fit = int(self._room // self._largest)
-        return max(1, min(_AHEAD * len(self.workers.living), fit))
+        return max(1, min(_AHEAD * len(self.workers.living), self._object_store.n_units))
 
     @property
     def free_slots(self) -> int:
@@ -138,8 +138,7 @@ class RayPool:
         since = time.monotonic()
         while not self._given_up:
             self._send_waiting()
-            joining = self.workers.calls + self.helpers.calls
-            ready, _ = ray.wait([*self._flying, *joining], num_returns=1, timeout=_LOOK)
+            ready = self._wait()
             self._look_for_the_stuck()
             if not ready:
                 if not self.workers.living and time.monotonic() - since > _PATIENCE_SECONDS:
@@ -153,12 +152,20 @@ class RayPool:
                 return None
         return self._given_up.popleft()
 
+    def _wait(self) -> list[Any]:
+        """A reference that has ended, or none yet."""
+        under_way = [*self._flying, *self.workers.calls, *self.helpers.calls]
+        if not under_way:  # a last try is to come
+            time.sleep(_LOOK)
+            return []
+        return list(ray.wait(under_way, num_returns=1, timeout=_LOOK)[0])
+
     def close(self) -> None:
         """End the actors and give their resources back."""
         for members in (self.workers, self.helpers):
             members.close()
-        self._flying, self._checkpoints = {}, {}
-        self._waiting = Waiting()
+        self._object_store.clear()
+        self._flying, self._waiting = {}, Waiting()
 
     def _start(self, n_at_once: int) -> None:
         """Wait for the actors that the cluster has room for now; the others join later.
@@ -191,7 +198,8 @@ class RayPool:
         last = self._waiting.last_try
         if last is not None:
             members = self._members(last)
-            if not self._flying and members.living:
+            is_calm = time.monotonic() - self._lost_at >= _SETTLE
+            if is_calm and not self._flying and members.living:
                 self._fly(last, members, members.least_loaded())
             return
         for sent in self._waiting.take(lambda sent: self._members(sent).has_room(_AHEAD)):
@@ -202,21 +210,14 @@ class RayPool:
         return self.helpers if sent.model is None and self.helpers.living else self.workers
 
     def _fly(self, sent: Sent, members: Members, member: Member) -> None:
-        self._largest = max(self._largest, n_bytes(sent.unit.payload))
-        checkpoint = [] if sent.model is None else [self._checkpoint(sent.model)]
+        self._object_store.see(sent.unit)
+        checkpoint = [] if sent.model is None else [self._object_store.checkpoint(sent.model)]
         reference = member.actor.run.remote(
             sent.ticket, sent.task, sent.unit, sent.model, checkpoint
         )
         member.give(sent.ticket)
         sent.n_copies += 1
         self._flying[reference] = Flight(sent, members, member)
-
-    def _checkpoint(self, model: str) -> Any:
-        name, _ = split_key(model)
-        if name not in self._checkpoints:
-            # One at a time: jobs come a trial after the other, and object stores are small.
-            self._checkpoints = {name: ray.put(self._models(name))}
-        return self._checkpoints[name]
 
     def _land(self, reference: Any) -> Answer | None:
         """The answer behind a reference that has ended; None where its worker died instead, or
@@ -254,6 +255,7 @@ class RayPool:
         Args:
             at_once: whether the unit that it was at is given up without another try.
         """
+        self._lost_at = time.monotonic()
         log.warning("a worker is lost (%s); another one takes over its units", why[:300])
         mine = [r for r, flight in self._flying.items() if flight.member is member]
         lost = {r: self._flying[r].sent for r in mine if not is_answered(r)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from raybench.errors import ExecutionError
@@ -57,27 +55,3 @@ def room_for(cpus: int, gpus: float | None) -> tuple[float, int]:
             "cores or GPUs of each worker (execution) or of each trial (training)"
         )
     return each, n_workers
-
-
-def store_bytes() -> float:
-    """Size of this node's object store, through which payloads travel."""
-    mine = ray.get_runtime_context().get_node_id()
-    found: list[dict[str, Any]] = ray.nodes()
-    return next(
-        float(node["Resources"]["object_store_memory"]) for node in found if node["NodeID"] == mine
-    )
-
-
-def n_bytes(value: Any) -> int:
-    """Bytes of the arrays in a payload, however deep they lie."""
-    if isinstance(value, np.ndarray):
-        return int(value.nbytes)
-    if isinstance(value, bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(n_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(n_bytes, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return sum(n_bytes(getattr(value, one.name)) for one in fields(value))
-    return 0
