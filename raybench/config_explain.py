@@ -76,6 +76,12 @@ class Scoring(Settings):
         Quickshift(), description="of `top_k`: the image's, the same for every explainer"
     )
 
+    @property
+    def main_rule(self) -> ThresholdRule:
+        """What conclusions go by and figures show where there is room for one: `val` if it is
+        among the rules, else the first. Never one that only winners of a search are scored by."""
+        return "val" if "val" in self.threshold_rules else self.threshold_rules[0]
+
     @field_validator("threshold_rules")
     @classmethod
     def _once(cls, rules: tuple[ThresholdRule, ...]) -> tuple[ThresholdRule, ...]:

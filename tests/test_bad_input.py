@@ -114,6 +114,12 @@ def _no_lungs_for_whole_lung(root: Path, config: dict) -> None:
     config["preprocess"] = {"lung_masking": False}
 
 
+def _no_lungs_for_superpixels_to_rank(root: Path, config: dict) -> None:
+    _no_lungs_for_whole_lung(root, config)
+    config["explain"]["explainers"] = [{"name": "lime"}]
+    config["scoring"] = {"threshold_rules": ["val", "top_k"], "superpixels": {"confine": True}}
+
+
 def _unwritable(root: Path, config: dict) -> None:
     config["output"] = "/proc/raybench"
 
@@ -150,6 +156,7 @@ CASES: list[tuple[Callable[[Path, dict], None], list[str]]] = [
         ],
     ),
     (_no_lungs_for_whole_lung, ["explain.explainers.1: whole_lung needs lung masks and data has"]),
+    (_no_lungs_for_superpixels_to_rank, ["scoring.superpixels: confine needs lung masks and data"]),
     (_turns_without_a_surrogate, ["explain.explainers.2.fill", "8 that take turns"]),
     (_unwritable, ["/proc/raybench"]),
     (_unreachable, ["127.0.0.1"]),

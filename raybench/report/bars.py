@@ -21,7 +21,7 @@ REFERENCES = ("whole_lung", "centre_prior", "random_superpixels", "intensity", "
 GREYS = ("#8C8C8C", "#C4C4C4", "#E2E2E2", "#6B6B6B", "#A9A9A9")
 
 
-SUPERVISED_COLOUR = ("#009E73", "#7CCDB5", "#BFE6DA")
+SUPERVISED_COLOUR = ("#009E73", "#7CCDB5", "#BFE6DA", "#006B4E", "#4DBB9B")
 
 
 def explainer_bars(
@@ -99,7 +99,8 @@ def _bars(
             style: Any = {"color": GREYS[rule % len(GREYS)], "hatch": "////", "edgecolor": "white"}
             best = max(best, value)
         elif explainer == supervised:
-            style = {"color": SUPERVISED_COLOUR[rule % 3], "hatch": "....", "edgecolor": "white"}
+            shade = SUPERVISED_COLOUR[rule % len(SUPERVISED_COLOUR)]
+            style = {"color": shade, "hatch": "....", "edgecolor": "white"}
         else:
             style = {"color": COLOURS[rule % len(COLOURS)]}
         ax.barh(y, value, 0.92 * thick, linewidth=0, **style)

@@ -1,4 +1,4 @@
-"""How a rule's choice and a map become a salient mask: the one place where rules are applied."""
+"""How a rule's choice and a map become a salient mask."""
 
 from __future__ import annotations
 
@@ -90,6 +90,11 @@ def of_every_image(cut: Cut) -> float:
     if isinstance(cut, TopK):
         return float(cut.k)
     return cut if isinstance(cut, float) else math.nan
+
+
+def digits_of(rule: str) -> int:
+    """Digits behind the point that a rule's threshold is shown with: k is a whole number."""
+    return 0 if rule == "top_k" else 2
 
 
 def known(rule: str, threshold: float) -> Cut:

@@ -17,14 +17,17 @@ from raybench.types import Mask, Values
 MOST = len(CANDIDATES)
 """The largest k; as many are tried on Val as the rule `val` tries thresholds."""
 
+_DIGITS = 12
+"""Behind the point, of means on the stretched scale, that tell two superpixels apart."""
+
 
 def rank_levels(values: Values, regions: NDArray[np.integer], clip: Mask | None = None) -> Values:
     """Every pixel's superpixel by rank, as a map that `k_of`'s thresholds cut after the k-th.
 
     A superpixel's value is the mean of its pixels, of those within `clip` where there is one. Its
-    rank is how many superpixels have a higher one, so those of one value stay together and k may
-    mark more than k: clipped to the lungs, the whole lung stays whole. What is no higher than the
-    map's lowest value is never salient, as for `area`.
+    rank is how many superpixels have a higher one (by more than 1e-12 of the map's range), so those
+    of one value stay together and k may mark more than k: clipped to the lungs, the whole lung
+    stays whole. What is no higher than the map's lowest value is never salient, as for `area`.
 
     Args:
         values: attribution map, `[H, W]`, any scale; the part of it that is looked at.
@@ -42,11 +45,12 @@ def rank_levels(values: Values, regions: NDArray[np.integer], clip: Mask | None 
     labels = _at(regions, levels.shape)
     inside = np.ones(levels.shape, np.bool_) if clip is None else clip
     n = np.bincount(labels[inside], minlength=int(labels.max()) + 1)
-    # float32 values are summed exactly in float64, so superpixels of one value have one mean.
     sums = np.bincount(labels[inside], weights=levels[inside], minlength=n.size)
     means = np.divide(sums, n, out=np.zeros(n.size), where=n > 0)
-    higher = np.sort(means[n > 0])
-    ranks = higher.size - np.searchsorted(higher, means, side="right")
+    # Equal means of unlike pixels can differ in the last digits, by the order of the sum.
+    close = np.round(means, _DIGITS)
+    higher = np.sort(close[n > 0])
+    ranks = higher.size - np.searchsorted(higher, close, side="right")
     stands_out = (n > 0) & (means > 0) & (ranks < MOST)
     of_region = np.where(stands_out, 1 - (ranks + 0.5) / (MOST + 1), 0.0)
     return np.where(inside, of_region[labels], 0.0).astype(np.float32)

@@ -168,7 +168,7 @@ def _look_at(
 
 
 def _check_lungs(config: SweepConfig) -> bool:
-    """Whether an explainer needs lung masks; an error where it does and no file name has one."""
+    """Whether anything needs lung masks; an error where it does and no file name has one."""
     explainers = config.explain.explainers
     needing = {
         f"explain.explainers.{index}": explainer.title
@@ -178,6 +178,8 @@ def _check_lungs(config: SweepConfig) -> bool:
     goal = config.search.localisation
     if goal is not None and goal.explainer.needs_lungs:
         needing["search.localisation.explainer"] = goal.explainer.title
+    if "top_k" in config.scoring.threshold_rules and config.scoring.superpixels.confine:
+        needing["scoring.superpixels"] = "confine"
     source: Dataset = config.data if config.data.explain is None else config.data.explain
     to_come = config.lungs is not None
     if needing and not to_come and all(r.lung_mask is None for r in source.records()):

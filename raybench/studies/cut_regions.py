@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +80,12 @@ def cut_regions(context: Context, pool: Pool) -> None:
         context.run.append(TABLE, pd.DataFrame(rows))
 
 
-def regions_of(context: Context) -> dict[str, Labels]:
-    """The superpixels of every explained image that they were cut of, by its id."""
+def regions_of(context: Context, wanted: Collection[str] | None = None) -> dict[str, Labels]:
+    """The superpixels of the explained images that they were cut of, by id; of those `wanted`."""
     found: dict[str, Labels] = {}
     for frame in context.run.iterate(TABLE):
-        for row in frame.to_dict("records"):
+        part = frame if wanted is None else frame[frame.image_id.isin(list(wanted))]
+        for row in part.to_dict("records"):
             flat = np.frombuffer(row["labels"], dtype="<i4").astype(np.int32)
             found[str(row["image_id"])] = flat.reshape(int(row["height"]), int(row["width"]))
     return found

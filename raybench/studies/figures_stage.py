@@ -99,9 +99,8 @@ def _by_image(
     references: Sequence[str],
     unet: str | None,
 ) -> None:
-    """What stands behind the means, by the rule `val` where there is one."""
-    rules = list(dict.fromkeys(board.threshold_rule))
-    rule = "val" if "val" in rules else rules[0]
+    """What stands behind the means, by the main rule."""
+    rule = context.config.scoring.main_rule
     whose = scores.trial_id.isin(board.trial_id) & (scores.threshold_rule == rule)
     test = scores[(scores.split == "Test") & whose & scores.error.isna()]
     of_models = test[test.explainer != unet]
@@ -149,13 +148,15 @@ def _classification(context: Context, trial: Mapping[Hashable, Any]) -> None:
 
 
 def _severity(context: Context, scores: pd.DataFrame, board: pd.DataFrame) -> Figure:
-    """Shares of Test by every explainer of the best trials, by the `val` rule where there is one.
+    """Shares of Test by every explainer of the best trials, by the main rule.
 
-    What asks no model is the same for every trial and shown once.
+    Winners that have no figure by it are shown by their own. What asks no model is the same for
+    every trial and shown once.
     """
     own = {e.title for e in context.config.explain.explainers if not e.uses_model}
     shared = own | {f"{title}{TUNED}" for title in own}
-    ranked = board.sort_values("threshold_rule", ascending=False)  # `val` before `fixed`
+    main = context.config.scoring.main_rule
+    ranked = board.sort_values("threshold_rule", key=lambda rules: rules != main, kind="stable")
     alone = ranked.explainer.isin([*shared, SUPERVISED])
     ranked = ranked.assign(whose=ranked.backbone.where(~alone, ""))
     test = scores[(scores.split == "Test") & scores.error.isna()]
@@ -181,10 +182,11 @@ def _panel(
     scores: pd.DataFrame,
     supervised: Supervised | None,
 ) -> Figure:
-    """Infection maps of some Test images by every explainer, the IoU of the `val` rule beneath."""
+    """Infection maps of some Test images by every explainer, the IoU of the main rule beneath."""
     wanted = context.explained["Test"]
     n = min(context.config.explain.panels, len(wanted))
     records = [wanted[i * len(wanted) // n] for i in range(n)]
+    scores = scores[scores.threshold_rule == context.config.scoring.main_rule]
     trial_id = str(trial["trial_id"])
     maps = _rows(context, trial_id, [r.image_id for r in records], supervised)
     rows = []
@@ -253,6 +255,5 @@ def _iou(scores: pd.DataFrame, trial_id: str, explainer: str, image_id: str) -> 
         (scores.trial_id == trial_id)
         & (scores.explainer == explainer)
         & (scores.image_id == image_id)
-        & (scores.threshold_rule == "val")
     ]
     return float(hit.iou.iloc[0]) if len(hit) else None

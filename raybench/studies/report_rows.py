@@ -138,7 +138,7 @@ class _Drawn:
     ) -> None:
         self._context, self._trial, self._shelf = context, trial, shelf
         self._xrays, self._given = xrays, given
-        self._regions = regions_of(context)
+        self._regions = regions_of(context, xrays)
         preprocess = context.preprocess_of(trial.trial_id)
         self._images = {name: preprocess.apply(xray) for name, xray in xrays.items()}
         self._tiles: dict[_Key, Tile] = {}
@@ -193,13 +193,13 @@ class _Drawn:
         return Tile(explainer.title, drawn, regions, self._told(explainer, name))
 
     def _mask(self, explainer: Shown, row: Mapping[Hashable, Any], name: str) -> Mask | None:
-        """The salient mask by the rule `val` where there is one, of what asks the model."""
+        """The salient mask by the main rule, of what asks the model and has a figure by it."""
         if isinstance(explainer, Supervised) or not explainer.uses_model:
             return None
-        scores = self._given.get((explainer.title, name), {})
-        rule = "val" if "val" in scores else next(iter(scores), None)
-        threshold = None if rule is None else scores[rule]["threshold"]
-        if rule is None or threshold is None:
+        rule = self._context.config.scoring.main_rule
+        scores = self._given.get((explainer.title, name), {}).get(rule, {})
+        threshold = scores.get("threshold")
+        if threshold is None:
             return None
         place = Place(self._xrays[name].lung_mask, self._regions.get(name))
         return cutter_of(explainer).cut(values_of(row), known(rule, threshold), place)[1]

@@ -11,7 +11,6 @@ import pandas as pd
 import yaml
 
 from raybench.config import SweepConfig
-from raybench.config_search import TUNED
 from raybench.data.lungs import WithLungs
 from raybench.errors import RaybenchError, RunFolderError
 from raybench.report.page import Chart, Part, board_of, render
@@ -21,6 +20,7 @@ from raybench.studies.context import Context, Winners
 from raybench.studies.lungs_stage import LUNGS
 from raybench.studies.reading import config_of, references_of
 from raybench.studies.report_rows import FOLDER, Trial, rows, trials_shown
+from raybench.studies.search_stage import found_before
 from raybench.studies.supervised_stage import Supervised
 from raybench.tracking.run_folder import RunFolder
 from raybench.tracking.tracking_uri import shown
@@ -127,7 +127,7 @@ def _context_of(run: RunFolder, config: SweepConfig) -> Context:
 
 
 def _trials_of(run: RunFolder, context: Context) -> list[Trial]:
-    """What the leaderboard shows; what the search found is known by its titles in the scores."""
+    """What the leaderboard shows, and what the search found, with the settings it found."""
     scores = run.read_parquet("scores.parquet")
     test = scores[scores.split == "Test"]
     learned = test[test.explainer == SUPERVISED]
@@ -136,18 +136,8 @@ def _trials_of(run: RunFolder, context: Context) -> list[Trial]:
         one = learned.iloc[0]
         supervised = Supervised(str(one.trial_id), str(one.backbone))
     best = test[test.explainer != SUPERVISED].drop_duplicates("trial_id")
-    trials = trials_shown(context, best[["trial_id", "backbone"]], {}, supervised)
-    return [replace(t, explainers=(*t.explainers, *_tuned(context, test, t))) for t in trials]
-
-
-def _tuned(context: Context, test: pd.DataFrame, trial: Trial) -> list[Any]:
-    """Winners of the search, shown as the explainers they were found from."""
-    titles = set(test[test.trial_id == trial.trial_id].explainer)
-    return [
-        e.model_copy(update={"label": f"{e.title}{TUNED}"})
-        for e in context.config.explain.explainers
-        if f"{e.title}{TUNED}" in titles
-    ]
+    shown = best[["trial_id", "backbone"]]
+    return trials_shown(context, shown, found_before(context), supervised)
 
 
 def _part(
@@ -165,7 +155,7 @@ def _part(
         name=config.name,
         sentences=said[0] if said else [],
         board=board_of(board, references_of(config), SUPERVISED),
-        tables=_tables(run),
+        tables=_tables(run, config.scoring.main_rule),
         charts=list(_charts(run)),
         facts=_facts(run, config, events),
         warnings=list(dict.fromkeys(str(e["message"]) for e in events if e["kind"] == "warning")),
@@ -173,6 +163,7 @@ def _part(
         # A page is passed on: no password of a tracking server goes with it.
         config=shown(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
         rows=tuple(rows(context, trials, scores)) if context is not None else (),
+        main_rule=config.scoring.main_rule,
     )
 
 
@@ -187,7 +178,7 @@ def _charts(run: RunFolder) -> list[Chart]:
     return found
 
 
-def _tables(run: RunFolder) -> list[Table]:
+def _tables(run: RunFolder, main_rule: str) -> list[Table]:
     trials = run.read_csv("trials.csv")
     found = []
     names_of = [str(column) for column in trials]
@@ -213,7 +204,7 @@ def _tables(run: RunFolder) -> list[Table]:
         if len(frame):
             plain = [str(c) for c in frame if not str(c).endswith(("_low", "_high"))]
             columns = {f"{c}~" if f"{c}_low" in frame else c: heading(c) for c in plain}
-            found.append(table_of(title, text, frame, columns))
+            found.append(replace(table_of(title, text, frame, columns), main_rule=main_rule))
     return found
 
 

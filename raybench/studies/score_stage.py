@@ -11,13 +11,13 @@ import pandas as pd
 
 from raybench.errors import ExecutionError
 from raybench.executor import Job, Pool, run_jobs
-from raybench.explain import Explainer
+from raybench.explain import Explainer, WholeLung
 from raybench.scoring.binarise import choose_threshold, oriented
 from raybench.scoring.cuts import Cut, Cutter, TopK
 from raybench.scoring.metrics import SCORES
 from raybench.scoring.severity import SEVERITY
 from raybench.scoring.thresholds import Shares, ThresholdRule
-from raybench.scoring.top_regions import k_of
+from raybench.scoring.top_regions import MOST, k_of
 from raybench.studies.context import Context, Winners, explains, progress_bar, winners_for
 from raybench.studies.cut_regions import cut_regions, regions_of
 from raybench.studies.score_units import AT_ONCE, ScoreMaps, ToScore
@@ -183,10 +183,14 @@ def _score_table(
 
 
 def cutter_of(explainer: Explainer | Supervised) -> Cutter:
-    """How an explainer's maps become masks, or the U-Net's."""
+    """How an explainer's maps become masks, or the U-Net's.
+
+    The whole lung is clipped to the lungs whatever its settings say. That takes nothing from it,
+    and superpixels that reach beyond the lungs (`top_k`) add nothing to it.
+    """
     return Cutter(
         explainer.sign,
-        explainer.clip_to_lungs,
+        explainer.clip_to_lungs or isinstance(explainer, WholeLung),
         explainer.median_filter,
         not explainer.is_probability,
     )
@@ -249,7 +253,15 @@ def _chosen_on_val(
         cutter.median,
         stretch=cutter.stretch and not by_region,
     )[0]
-    return TopK(k_of(chosen)) if by_region else chosen
+    if not by_region:
+        return chosen
+    k = k_of(chosen)
+    if k == MOST:
+        context.warn_once(
+            f"top_k: {scored.explainer.title} is best on Val with {MOST} superpixels, and no more "
+            "are tried: it may do better with more"
+        )
+    return TopK(k)
 
 
 def _val_maps(

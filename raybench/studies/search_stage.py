@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from raybench.config_search import TUNED
 from raybench.executor import Pool
 from raybench.executor.remembering import RememberingPool
 from raybench.explain import Lime
@@ -56,6 +57,30 @@ def search(
     return found
 
 
+def found_before(context: Context) -> Winners:
+    """The winners of a search that ended, read back from `explainer_search.csv`.
+
+    They are what maps were made with. The images that thresholds were chosen on are not told.
+    """
+    settings, table = context.config.explainer_search, context.run.read_csv("explainer_search.csv")
+    if settings is None or table.empty:
+        return {}
+    by_title = {space.explainer.title: space for space in spaces(context, settings)}
+    found: dict[str, list[Tuned]] = {}
+    for row in table[table.winner].to_dict("records"):
+        title = str(row["explainer"])
+        tuned = _tuned(by_title[title], f"{title}{TUNED}", str(row["parameters"]), ())
+        found.setdefault(str(row["trial_id"]), []).append(tuned)
+    return found
+
+
+def _tuned(space: Space, title: str, parameters: str, images: tuple[str, ...]) -> Tuned:
+    """A winner from the settings found, as they are written down."""
+    candidate = space.resolve(json.loads(parameters))
+    named = candidate.explainer.model_copy(update={"label": title})
+    return Tuned(named, candidate.rule, images)
+
+
 def _table(studies: Sequence[Study], ended: Sequence[Tried]) -> pd.DataFrame:
     """A row a setting tried, columns as in `COLUMNS`."""
     tables = [
@@ -75,11 +100,10 @@ def _winner(context: Context, study: Study, tried: Tried) -> Tuned | None:
             f"Val image: {tried.rows[0]['error']}"
         )
         return None
-    candidate = study.space.resolve(json.loads(tried.rows[tried.winner]["parameters"]))
-    titled = candidate.explainer.model_copy(update={"label": study.winner_title})
+    parameters = tried.rows[tried.winner]["parameters"]
     val = context.explained["Val"]
     images = [r.image_id for r, there in zip(val, tried.images.tolist(), strict=True) if there]
-    return Tuned(titled, candidate.rule, tuple(images))
+    return _tuned(study.space, study.winner_title, parameters, tuple(images))
 
 
 def spaces(context: Context, settings: ExplainerSearch) -> list[Space]:

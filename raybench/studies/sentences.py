@@ -94,8 +94,8 @@ def headlines(
 
 def leading(board: pd.DataFrame, config: SweepConfig, winners: Winners) -> pd.DataFrame:
     """The leaderboard's rows of what asks the model, in the family with the best of them, best
-    first; of the rule `val` where there is one."""
-    rule = "val" if "val" in set(board.threshold_rule) else config.scoring.threshold_rules[0]
+    first; of the sweep's main rule."""
+    rule = config.scoring.main_rule
     models = {e.title for e in _every(config, winners) if e.uses_model}
     own = board[board.explainer.isin(models) & (board.threshold_rule == rule) & board.iou.notna()]
     ranked = own.sort_values("iou", ascending=False, kind="stable")

@@ -164,8 +164,7 @@ def stability(
 
 def _write(context: Context, found: pd.DataFrame) -> None:
     context.run.write_csv("stability.csv", found)
-    rules = context.config.scoring.threshold_rules
-    rule = "val" if "val" in rules else rules[0]
+    rule = context.config.scoring.main_rule
     if found[found.threshold_rule == rule]["rank"].notna().any():
         context.run.write_figure("stability.png", png(stability_dots(found, rule)))
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raybench.report.published import N_EXPLAINED, NAME, THRESHOLDS
+from raybench.scoring.cuts import digits_of
 from raybench.tracking.run_folder import RunFolder
 from raybench.training.segment import SUPERVISED
 from raybench.training.trial import SECOND
@@ -159,9 +160,10 @@ def _boards(frame: pd.DataFrame, study: pd.DataFrame, narrow: bool) -> Iterator[
         title = f"{backbone}: localisation on Test, means over images"
         table = _table(title, ("explainer", "threshold"), numbers, narrow)
         for row in part.sort_values("iou", ascending=False).to_dict("records"):
+            rule = str(row["threshold_rule"])
             table.add_row(
                 str(row["explainer"]),
-                f"{row['threshold_rule']} {_number(row['threshold'], 2)}",
+                f"{rule} {_number(row['threshold'], digits_of(rule))}",
                 str(row["n"]),
                 _number(row["iou"]),
                 _number(row["dice"]),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from lime.lime_image import ImageExplanation
 
+from raybench.explain import WholeLung
 from raybench.scoring.binarise import CANDIDATES
 from raybench.scoring.cuts import Cutter, Place, TopK, known, of_every_image
+from raybench.scoring.thresholds import Shares
 from raybench.scoring.top_regions import MOST, k_of, rank_levels, threshold_of
+from raybench.studies.score_stage import cutter_of
+from raybench.types import Subject
 
 SHAPE = (9, 7)
 VALUES = arrays(np.float32, SHAPE, elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 3.0]))
@@ -30,7 +36,7 @@ def by_hand(values: np.ndarray, regions: np.ndarray, inside: np.ndarray, k: int)
     }
     found = np.zeros(values.shape, bool)
     for region, mean in means.items():
-        if mean > 0 and sum(other > mean for other in means.values()) < k:
+        if mean > 0 and sum(other > mean + 1e-11 for other in means.values()) < k:
             found |= inside & (regions == region)
     return found
 
@@ -48,12 +54,16 @@ def test_the_best_superpixels_are_those_that_fewer_than_k_beat(
 
 
 @settings(deadline=None, max_examples=30)
-@given(arrays(np.float64, 12, elements=st.floats(-1, 1), unique=True), st.integers(1, MOST))
+@given(arrays(np.int64, 12, elements=st.integers(-999, 999), unique=True), st.integers(1, MOST))
 def test_of_limes_map_they_are_the_superpixels_that_lime_shows(weights: np.ndarray, k: int) -> None:
-    """`get_image_and_mask(positive_only=True, num_features=k)` of the lime library."""
-    weights = weights.astype(np.float32)
-    if len(np.unique(np.maximum(weights, 0))) < 2:
-        return
+    """`get_image_and_mask(positive_only=True, num_features=k)` of the lime library.
+
+    But for the lowest superpixel where every one speaks for the class: lime shows it if k takes all
+    of them, here the map's lowest value is never salient.
+    """
+    weights = (weights / 1000).astype(np.float32)
+    assume(len(np.unique(np.maximum(weights, 0))) > 1)
+    assume(k < 12 or weights.min() <= 0)
     regions = np.arange(12).reshape(3, 4).repeat(5, 0).repeat(6, 1)
     theirs = ImageExplanation(np.zeros((15, 24, 3)), regions)
     order = np.argsort(-np.abs(weights))
@@ -72,6 +82,31 @@ def test_superpixels_of_one_value_stay_together_and_a_constant_map_has_none() ->
         place = Place(lungs > 0, regions)
         assert (whole.cut(lungs, TopK(k), place)[1] == (lungs > 0)).all(), "the whole lung"
         assert not PLAIN.cut(np.full((4, 6), 0.3, np.float32), TopK(k), place)[1].any()
+
+
+def test_equal_means_of_unlike_pixels_are_equal_in_whatever_order_they_are_summed() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.random(96, np.float32)
+    others = [rng.permutation(one) for _ in range(30)]
+    values = np.stack([np.zeros(96, np.float32), one, *others, np.ones(96, np.float32)])
+    regions = np.arange(len(values))[:, None].repeat(96, 1)
+    assert len({float(row.mean(dtype=np.float64)) for row in np.sort(values)[1:-1]}) == 1
+    first, second = (PLAIN.cut(values, TopK(k), Place(None, regions))[1] for k in (1, 2))
+    assert first.sum() == 96, "the ones"
+    assert second.sum() == 32 * 96, "and all that are equal"
+
+
+def test_the_whole_lung_is_the_lung_by_every_rule() -> None:
+    rng = np.random.default_rng(0)
+    lungs, regions = rng.random((12, 10)) > 0.6, np.arange(120).reshape(12, 10) // 7
+    subject = Subject("x", np.zeros((12, 10), np.uint8), lungs, (12, 10))
+    values = WholeLung().draw(subject)
+    cutter = cutter_of(WholeLung())
+    for cut in (0.5, None, Shares(0.1, 0.05), TopK(1), TopK(MOST)):
+        assert (cutter.cut(values, cut, Place(lungs, regions))[1] == lungs).all(), cut
+    plain = replace(cutter, clip_to_lungs=False)
+    clipped = plain.cut(values, TopK(1), Place(lungs, regions))[1]
+    assert (clipped != lungs).any(), "else the test shows nothing"
 
 
 def test_superpixels_of_another_resolution_are_laid_over_the_map() -> None:

@@ -7,7 +7,11 @@ import pandas as pd
 import pytest
 
 from raybench.config import SweepConfig
+from raybench.config_explain import Scoring
+from raybench.explain import Lime
 from raybench.studies.closer_words import closer_headlines
+from raybench.studies.context import Tuned
+from raybench.studies.sentences import leading
 from tests.studies.searching import CONFIG
 
 CONFIG_OF = SweepConfig.model_validate(
@@ -46,6 +50,21 @@ def test_one_sentence_a_look_about_the_family_with_the_best_explainer() -> None:
         "On Test (net of t1): over a little noise the masks of saliency change most (Jaccard "
         "index 0.43 [0.33, 0.53]).",
     ]
+
+
+def test_where_val_is_no_rule_of_the_sweep_nothing_is_told_of_winners_alone() -> None:
+    scoring = CONFIG_OF.scoring.model_copy(update={"threshold_rules": ("otsu", "fixed")})
+    config = CONFIG_OF.model_copy(update={"scoring": scoring})
+    rows = board(False)
+    rows["threshold_rule"] = rows.threshold_rule.replace({"val": "otsu"})
+    winner = rows[rows.explainer == "lime"].assign(explainer="lime_tuned", threshold_rule="val")
+    whole = pd.concat([winner, rows], ignore_index=True)
+    tuned = Tuned(Lime(label="lime_tuned"), "val", ())
+    led = leading(whole, config, {"t1": [tuned]})
+    assert led.explainer.tolist() == ["lime", "rise", "saliency"]
+    assert led.threshold_rule.unique().tolist() == ["otsu"]
+    as_set = CONFIG_OF.model_copy(update={"scoring": Scoring(threshold_rules=("fixed", "val"))})
+    assert leading(board(False), as_set, {}).threshold_rule.unique().tolist() == ["val"]
 
 
 def test_who_is_unmoved_is_named() -> None:

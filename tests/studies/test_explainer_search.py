@@ -25,7 +25,7 @@ from raybench.studies.explain_stage import Item, job_of
 from raybench.studies.judging_settings import Judge
 from raybench.studies.material import Material
 from raybench.studies.plan import make_plan, plan_lines
-from raybench.studies.search_stage import search
+from raybench.studies.search_stage import found_before, search
 from raybench.studies.truths import load_truths
 from raybench.tracking.maps import table_name, to_row
 from raybench.tracking.run_folder import RunFolder
@@ -69,6 +69,20 @@ def test_every_explainer_has_its_trials_and_a_winner_under_its_own_title(
         lime.surrogate.kernel_width == json.loads(won.parameters["lime"])["surrogate.kernel_width"]
     )
     assert (lime.chunk, lime.name) == (16, "lime")
+
+
+def test_winners_are_read_back_as_they_were_found(
+    whole: tuple[pd.DataFrame, Winners, Counted], tmp_path: Path
+) -> None:
+    table, winners, _ = whole
+    context = context_at(tmp_path)
+    assert found_before(context) == {}
+    context.run.write_csv("explainer_search.csv", table)
+    again = found_before(context)
+    assert {t: [w.explainer for w in ws] for t, ws in again.items()} == {
+        t: [w.explainer for w in ws] for t, ws in winners.items()
+    }
+    assert again["t0"][0].explainer != Lime(label="lime_tuned"), "not the settings as set"
 
 
 @pytest.mark.parametrize("n_rows", [1, 19, 35])

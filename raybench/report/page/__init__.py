@@ -87,6 +87,7 @@ class Part:
         facts: how it was made: what, and the text.
         words: every comparison: backbone, threshold rule, sentence, and whether significant.
         no_images: why there is no browser of images; empty where there is one.
+        main_rule: the threshold rule that is shown at first.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Part:
     config: str
     rows: Sequence[Row] = field(default=())
     no_images: str = ""
+    main_rule: str = "val"
 
 
 def embedded(data: bytes, kind: str) -> str:
@@ -135,7 +137,7 @@ def render(parts: Sequence[Part], title: str) -> str:
         rows=rows,
         backbones=_all(board.backbones for board in boards),
         rules=rules,
-        rule="val" if "val" in rules else rules[0] if rules else "",
+        rule=next((r for r in (parts[0].main_rule, *rules) if r in rules), ""),
         groups=_all(board.groups for board in boards),
         style=_file("report.css"),
         script=_file("report.js"),

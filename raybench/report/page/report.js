@@ -70,7 +70,8 @@
   fill("backbone", unique(rows.map((row) => row.backbone)));
   fill("predicted", unique(rows.map((row) => row.predicted)));
   fill("rule", rules);
-  if (rules.includes("val")) form.elements.rule.value = "val";
+  const main = form.elements.rule.dataset.main;
+  if (rules.includes(main)) form.elements.rule.value = main;
   form.elements.sort.append(make("option", { value: "name" }, "name"), make("option", { value: "disagreement" }, "disagreement"),
     ...titles.map((title) => make("option", { value: `iou:${title}` }, `IoU of ${title}`)));
   if (rows.some((row) => row.disagreement !== null)) form.elements.sort.value = "disagreement";

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from raybench.scoring.cuts import digits_of
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -74,18 +76,19 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A plain table with a heading and a sentence."""
+    """A plain table with a heading and a sentence; `main_rule` is what it shows at first."""
 
     title: str
     text: str
     columns: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
+    main_rule: str = "val"
 
     @property
     def filters(self) -> tuple[Filter, ...]:
         """Of a table too long to look through, a choice for each column of a few words.
 
-        Of threshold rules `val` is chosen at first, as on the leaderboard.
+        Of threshold rules the main one is chosen at first, as on the leaderboard.
         """
         if len(self.lines) <= LONG:
             return ()
@@ -94,8 +97,8 @@ class Table:
             cells = [line[column] for line in self.lines]
             values = tuple(dict.fromkeys(c.text for c in cells))
             if 1 < len(values) <= MOST_VALUES and not any(_is_figure(c) for c in cells):
-                chosen = "val" if title == heading("threshold_rule") and "val" in values else ""
-                found.append(Filter(column, title, values, chosen))
+                is_main = title == heading("threshold_rule") and self.main_rule in values
+                found.append(Filter(column, title, values, self.main_rule if is_main else ""))
         return tuple(found)
 
 
@@ -153,7 +156,7 @@ def number(value: Any, digits: int = 3) -> str:
         return "∞"
     if digits == 3 and abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{1 if abs(value) >= 10 else digits}f}"
+    return f"{value:.{min(digits, 1) if abs(value) >= 10 else digits}f}"
 
 
 def cell(value: Any, low: Any = None, high: Any = None, most: float | None = None) -> Cell:
@@ -215,7 +218,7 @@ def board_of(
         kind = "reference" if name in references else "explainer"
         kind = "supervised" if supervised and name == supervised else kind
         backbone, rule = str(row["backbone"]), str(row["threshold_rule"])
-        cut = f"{rule} {number(row.get('threshold'), 2)}"
+        cut = f"{rule} {number(row.get('threshold'), digits_of(rule))}"
         cells = [Cell(t, t) for t in ((sweep,) if sweep else ())]
         cells += [Cell(t, t) for t in (backbone, name, cut)]
         cells.append(Cell(str(row["n"]), str(row["n"])))
