@@ -146,6 +146,37 @@ class Sent:
     has_ended: bool = False
 
 
+class Probes:
+    """Questions to idle workers whether they live, asked when another one was lost.
+
+    Where memory is out or a node goes several end at once, and one that had nothing to do is only
+    found dead by the next unit that it is sent, which would be blamed for it.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[Any, tuple[Members, Member]] = {}
+
+    @property
+    def calls(self) -> list[Any]:
+        """References that end as they answer, or cannot."""
+        return list(self._asked)
+
+    def ask(self, members: Members) -> None:
+        """Ask those that have nothing to do."""
+        for member in members.living:
+            if not member.queue:
+                self._asked[member.actor.pid.remote()] = (members, member)
+
+    def dead(self, call: Any) -> tuple[Members, Member, str] | None:
+        """Who was found dead by a question that has ended, and why; None: nobody."""
+        members, member = self._asked.pop(call)
+        try:
+            ray.get(call)
+        except ray.exceptions.RayError as error:
+            return (members, member, why_lost(error)) if member in members.living else None
+        return None
+
+
 @dataclass(slots=True, frozen=True)
 class Flight:
     """One copy of a unit at one worker."""

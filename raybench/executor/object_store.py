@@ -25,7 +25,7 @@ class ObjectStore:
 
     def __init__(self, models: Callable[[str], bytes]) -> None:
         self._models = models
-        self._room, self._largest = _SHARE * _store_bytes(), 1
+        self._room, self._largest = _SHARE * store_bytes(), 1
         self._checkpoints: dict[str, Any] = {}
 
     @property
@@ -52,7 +52,7 @@ class ObjectStore:
         self._checkpoints = {}
 
 
-def _store_bytes() -> float:
+def store_bytes() -> float:
     """Size of this node's object store, through which payloads travel."""
     mine = ray.get_runtime_context().get_node_id()
     found: list[dict[str, Any]] = ray.nodes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from raybench.errors import ExecutionError
 from raybench.executor.actors import actor_class, is_answered
 from raybench.executor.jobs import Answer, Task, message
 from raybench.executor.lost import NOBODY, why_lost
-from raybench.executor.members import Flight, Member, Members, Sent
+from raybench.executor.members import Flight, Member, Members, Probes, Sent
 from raybench.executor.object_store import ObjectStore
 from raybench.executor.ray_metrics import UnitMetrics
 from raybench.executor.waiting import Waiting
@@ -29,17 +28,6 @@ _AHEAD = 2  # in flight for each worker: the next unit is there when the last on
 _START_SECONDS = 120.0  # actors may take to start (imports, a new node), and the first at most:
 _PATIENCE_SECONDS = 600.0
 
-TRIES = 3
-"""Workers that may die of one unit before it is given up, and the others go on.
-
-The last of them has nothing else under way beside it: where memory is out Ray ends neighbours too,
-and a unit must not be given up for what another one took.
-"""
-
-_SETTLE = 2.0
-"""Seconds between a worker's end and a last try: what the dead one held must be free by then, or
-Ray's memory monitor ends the next one for it, at whatever that is."""
-
 _LOOK = 1.0
 """Seconds between two looks for units that hang."""
 
@@ -51,7 +39,7 @@ class RayPool:
     no model (superpixels), so that a GPU never waits for them.
 
     The units of an actor that dies are given to others (units are deterministic, and what it had
-    answered stays); one that `TRIES` workers died of, or took longer than `deadline` for, becomes
+    answered stays); one that `waiting.TRIES` workers died of, or took longer than `deadline` for, becomes
     an error of its own job.
 
     Args:
@@ -85,10 +73,9 @@ class RayPool:
         self.workers = Members(lambda: worker.remote(cpus, runtime, self.device, store), n_workers)
         self.helpers = Members(lambda: helper.remote(1, runtime, "cpu", store), n_helpers)
         self._flying: dict[Any, Flight] = {}
-        self._waiting = Waiting()
+        self._waiting, self._probes = Waiting(), Probes()
         self._given_up: deque[Answer] = deque()
         self._looked, self._metrics = time.monotonic(), UnitMetrics()
-        self._lost_at = -math.inf
         self._object_store = ObjectStore(models)
         self._start(min(n_workers, n_at_once or n_workers))
         self._n_helpers = len(self.helpers.living)
@@ -148,14 +135,19 @@ class RayPool:
                 answer = self._land(ready[0])
                 if answer is not None:
                     return answer
+            elif ready[0] in self._probes.calls:
+                dead = self._probes.dead(ready[0])
+                if dead is not None:
+                    self._lost(*dead)
             elif self.workers.join(ready[0]) or self.helpers.join(ready[0]):
                 return None
         return self._given_up.popleft()
 
     def _wait(self) -> list[Any]:
         """A reference that has ended, or none yet."""
-        under_way = [*self._flying, *self.workers.calls, *self.helpers.calls]
-        if not under_way:  # a last try is to come
+        joining = [*self.workers.calls, *self.helpers.calls]
+        under_way = [*self._flying, *joining, *self._probes.calls]
+        if not under_way:  # a unit that a worker died of is to come
             time.sleep(_LOOK)
             return []
         return list(ray.wait(under_way, num_returns=1, timeout=_LOOK)[0])
@@ -165,7 +157,7 @@ class RayPool:
         for members in (self.workers, self.helpers):
             members.close()
         self._object_store.clear()
-        self._flying, self._waiting = {}, Waiting()
+        self._flying, self._waiting, self._probes = {}, Waiting(), Probes()
 
     def _start(self, n_at_once: int) -> None:
         """Wait for the actors that the cluster has room for now; the others join later.
@@ -198,13 +190,15 @@ class RayPool:
         last = self._waiting.last_try
         if last is not None:
             members = self._members(last)
-            is_calm = time.monotonic() - self._lost_at >= _SETTLE
-            if is_calm and not self._flying and members.living:
+            if self._waiting.may_try(last) and not self._flying and members.living:
                 self._fly(last, members, members.least_loaded())
             return
-        for sent in self._waiting.take(lambda sent: self._members(sent).has_room(_AHEAD)):
+        for sent in self._waiting.take(self._has_room):
             members = self._members(sent)
             self._fly(sent, members, members.least_loaded())
+
+    def _has_room(self, sent: Sent) -> bool:
+        return self._waiting.may_try(sent) and self._members(sent).has_room(_AHEAD)
 
     def _members(self, sent: Sent) -> Members:
         return self.helpers if sent.model is None and self.helpers.living else self.workers
@@ -255,11 +249,12 @@ class RayPool:
         Args:
             at_once: whether the unit that it was at is given up without another try.
         """
-        self._lost_at = time.monotonic()
+        self._waiting.lost()
         log.warning("a worker is lost (%s); another one takes over its units", why[:300])
         mine = [r for r, flight in self._flying.items() if flight.member is member]
         lost = {r: self._flying[r].sent for r in mine if not is_answered(r)}
         members.bury(member)
+        self._probes.ask(members)
         for reference in lost:
             self._took(reference)
         # It does them in the order in which they were sent: the first was the one it was at.
@@ -273,12 +268,8 @@ class RayPool:
 
     def _again(self, sent: Sent, why: str) -> None:
         """Send a unit that a worker died of once more, but not for ever."""
-        sent.n_deaths += 1
-        if self._waiting.is_last_try(sent):
+        if not self._waiting.again(sent):
             self._give_up(sent, f"{sent.n_deaths} workers died of it, the last one: {why}")
-        elif sent.n_copies == 0 and not sent.has_ended:
-            is_last = sent.n_deaths >= TRIES - 1
-            (self._waiting.add_last_try if is_last else self._waiting.add)(sent)
 
     def _give_up(self, sent: Sent, why: str) -> None:
         if not sent.has_ended:

@@ -118,7 +118,9 @@ def goes_on_alone(log: str, n: int) -> None:
     task = Counted(log, seconds=0.4, kills="s3:1")
     whole(list(run_jobs(jobs(task), pool)), failed=("s3",))
     tries = [n for n in noted(task) if n.name == "s3:1"]
-    assert len(tries) == 3
+    # What a worker answered just before it died can be lost on the way: then that unit is blamed
+    # for the death, this one is not, and has a try more.
+    assert 3 <= len(tries) <= 4
     ended = {(n.name, n.pid): n.time for n in noted(task) if n.what == "end"}
     begun = [n for n in noted(task) if n.what == "begin" and n.name != "s3:1"]
     during = [

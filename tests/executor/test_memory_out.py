@@ -298,6 +298,7 @@ def tell(what: str, task: Counted, died: int) -> None:
     assert 1 <= died <= 2 * 3, "Ray ends one worker or all, three times at most"
     assert twice <= 2 * died + 2, found
     assert found["s3:1"] <= 3 + 1
+    assert what != "taken always" or found["s3:1"] >= 3, "it was blamed for what others took"
     print(f"{what}: {died} workers ended, {len(found)} units computed, {twice} more than once")
 
 

@@ -73,8 +73,8 @@ def test_the_end_waits_for_one_unit_of_a_slow_worker_and_not_for_its_queue(
 def test_what_is_in_flight_fits_the_object_store(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
+    from raybench.executor.object_store import store_bytes
     from raybench.executor.over_ray import RayPool
-    from raybench.executor.room import store_bytes
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     pool = RayPool(lambda key: b"", 2, 1, 0.0)
