@@ -39,8 +39,8 @@ class RayPool:
     no model (superpixels), so that a GPU never waits for them.
 
     The units of an actor that dies are given to others (units are deterministic, and what it had
-    answered stays); one that `waiting.TRIES` workers died of, or took longer than `deadline` for, becomes
-    an error of its own job.
+    answered stays); one that `waiting.TRIES` workers died of, or took longer than `deadline` for,
+    becomes an error of its own job.
 
     Args:
         models: reads a checkpoint by its key, in this process; it travels by the object store.
